@@ -1,0 +1,3 @@
+"""Channel and kernel attention for any convolutional network."""
+
+__version__ = "0.1.0"
