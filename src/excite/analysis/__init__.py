@@ -1,0 +1,1 @@
+"""What the trained networks' numbers say: statistics of comparisons."""

@@ -1,0 +1,52 @@
+"""Options and printing that the verbs share."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from excite.errors import UsageError
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps …")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Set a recipe key, e.g. trainer.batch_size=64 (repeatable)."),
+]
+Data = Annotated[
+    str | None,
+    typer.Option("--data", help="digits, cifar10, cifar100, or a folder or tar of class folders.", show_default=False),
+]
+TestData = Annotated[
+    str | None, typer.Option("--test-data", help="The test images, where --data does not hold them.", show_default=False)
+]
+
+
+def print_json(content: Any) -> None:
+    """One JSON object on stdout."""
+    print(json.dumps(content, indent=2, allow_nan=False))
+
+
+def show_log() -> None:
+    """Let what the library has to say be seen: one line each, on stderr."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("excite")
+    logger.handlers[:] = [handler]
+    logger.setLevel(logging.INFO)
+
+
+def numbers(text: str | None, option: str) -> tuple[float, ...] | None:
+    """``.485,.456,.406`` as numbers."""
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"{option} {text}: expected numbers with commas between them, such as .485,.456,.406") from None
+
+

@@ -1,0 +1,11 @@
+"""Labelled images of every kind, from one data spec.
+
+:func:`load_data` finds the images, their classes and their usual preprocessing; :class:`Loader` makes batches.
+"""
+
+from excite.data.augment import Augmentation
+from excite.data.base import ImageData, Preprocessing, Split
+from excite.data.load import load_data
+from excite.data.loader import Loader
+
+__all__ = ["Augmentation", "ImageData", "Loader", "Preprocessing", "Split", "load_data"]

@@ -1,0 +1,381 @@
+"""From a data spec to images: ``digits``, ``cifar10``, ``PATH`` or ``kind:PATH``."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from excite.data import digits
+from excite.data.augment import PHOTOS, SMALL_IMAGES
+from excite.data.base import (
+    CIFAR_MEAN,
+    CIFAR_STD,
+    GREY_WEIGHTS,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    ImageData,
+    Preprocessing,
+    Split,
+    StackedImages,
+)
+from excite.data.cifar import MEAN_STD, load_cifar
+from excite.data.draws import Indices, hold_out
+from excite.data.encoded import (
+    FileSource,
+    Listing,
+    Progress,
+    decode_apart,
+    decode_stacked,
+    left_encoded,
+    probe_sizes,
+)
+from excite.data.folder import FolderFiles
+from excite.data.layout import Part, read_layout
+from excite.data.tar import TarFiles
+from excite.errors import UsageError, nearest
+
+logger = logging.getLogger("excite.data")
+
+SMALL = 64  # pixels: sets of images no larger than this are used at their own size
+OWN_TEST_FRACTION = 0.2
+
+
+@dataclass(frozen=True)
+class _Options:
+    """The arguments of :func:`load_data`."""
+
+    name: str
+    test: str | None
+    val_fraction: float
+    image_size: int | None
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    channels: int
+    broken: str
+    seed: int
+    classes: tuple[str, ...] | None
+    memory_limit: int
+    progress: Progress | None
+
+
+def load_data(
+    spec: str | Path,
+    *,
+    test: str | Path | None = None,
+    val_fraction: float = 0.0,
+    image_size: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    channels: int = 3,
+    broken: str = "skip",
+    seed: int = 0,
+    root: str | Path | None = None,
+    classes: Sequence[str] | None = None,
+    memory_limit: int = 1 << 30,
+    progress: Progress | None = None,
+) -> ImageData:
+    """Load labelled images by their data spec.
+
+    ``digits`` (built in), ``cifar10`` and ``cifar100`` (local copy or download), or the path of a folder or tar
+    of class folders: ``cat/1.jpg``, or ``train/cat/1.jpg`` and ``test/cat/9.jpg``. Where a set has ``val/`` but
+    no ``test/``, ``val/`` is the test split. Where it has neither splits nor ``test``, a fifth of every class is
+    held out for test, chosen by the images' names, and a log line says so. ``folder:PATH``, ``tar:PATH`` and
+    ``cifar10:FOLDER`` name the kind.
+
+    Small sets (no image above 64 pixels) are used at their own size; of others the shorter side is resized to
+    256 pixels and the central 224×224 are used. A set that takes at most ``memory_limit`` bytes is decoded
+    once; a larger one each time an image is needed.
+
+    Args:
+        spec: the data spec.
+        test: where the test images are, if they are not within ``spec``.
+        val_fraction: share of the training images of every class that is set aside for validation, in [0, 1).
+        image_size: another input size, in pixels.
+        mean: per channel, of pixels scaled to [0, 1]; instead of the set's usual figures.
+        std: likewise.
+        channels: 3 for colour, 1 for grey.
+        broken: ``"skip"`` or ``"refuse"`` images that cannot be decoded.
+        seed: of the validation split.
+        root: where downloaded sets are kept.
+        classes: the classes of a trained network, in its order; by default those of the training images, sorted.
+        memory_limit: bytes that decoded images may take.
+        progress: called with (images done, images in all) while images are decoded.
+
+    Raises:
+        UsageError: the spec is unknown, a path is missing, or the set is not one to learn classes from.
+        ExciteError: files cannot be read; an image is broken and ``broken`` is ``"refuse"``.
+    """
+    name = str(spec)
+    if not 0 <= val_fraction < 1:
+        raise UsageError(f"val_fraction is {val_fraction}: a share of the training images lies in 0 … 1.")
+    if broken not in ("skip", "refuse"):
+        raise UsageError(f"broken is {broken!r}: choose 'skip' or 'refuse'.")
+    options = _Options(
+        name=name,
+        test=None if test is None else str(test),
+        val_fraction=val_fraction,
+        image_size=image_size,
+        mean=None if mean is None else tuple(mean),
+        std=None if std is None else tuple(std),
+        channels=channels,
+        broken=broken,
+        seed=seed,
+        classes=None if classes is None else tuple(classes),
+        memory_limit=memory_limit,
+        progress=progress,
+    )
+    kind, path = _parse(name)
+    if kind in ("folder", "tar"):
+        return _load_files(kind, path, options)
+    if options.test is not None:
+        raise UsageError(f"{kind} has its own test images: leave out the test data {options.test!r}.")
+    data = _load_digits(options) if kind == "digits" else _load_cifar(kind, path or root, options)
+    if options.classes is not None and options.classes != data.classes:
+        raise UsageError(
+            f"{kind} has the classes {_some(data.classes)}, but the network has {_some(options.classes)}."
+        )
+    return data
+
+
+_KINDS: dict[str, str] = {
+    "digits": "takes no path",
+    "cifar10": "may have one",
+    "cifar100": "may have one",
+    "folder": "needs one",
+    "tar": "needs one",
+}
+
+
+def _parse(spec: str) -> tuple[str, str]:
+    """Kind and path of a data spec."""
+    kind, colon, path = spec.partition(":")
+    if kind in _KINDS and (colon or _KINDS[kind] != "needs one"):
+        if (_KINDS[kind] == "takes no path" and colon) or (colon and not path):
+            raise UsageError(f"In the data spec {spec!r}, {kind!r} {_KINDS[kind]}.")
+        return kind, path
+    if Path(spec).is_dir():
+        return "folder", spec
+    if Path(spec).is_file():
+        return "tar", spec
+    if "/" in spec or "\\" in spec or ".tar" in spec:
+        raise UsageError(f"There is no folder or file {spec}.")
+    hint = nearest(kind, list(_KINDS))
+    raise UsageError(
+        f"Unknown data {spec!r}: {hint} Known are {', '.join(_KINDS)}, and the path of a folder or tar of class folders."
+    )
+
+
+def _load_digits(options: _Options) -> ImageData:
+    if options.image_size not in (None, digits.CANVAS):
+        raise UsageError(f"digits are drawn on {digits.CANVAS}×{digits.CANVAS} pixels: leave image_size out.")
+    preprocessing = _preprocessing(digits.CANVAS, None, digits.MEAN, digits.STD, options)
+    return digits.load_digits(options.val_fraction, preprocessing, options.seed)
+
+
+def _load_cifar(kind: str, root: str | Path | None, options: _Options) -> ImageData:
+    classes, train, test = load_cifar(kind, root)
+    val = None
+    if options.val_fraction:
+        held = hold_out(train.labels.numpy(), train.names, options.val_fraction, options.seed)
+        train, val = _stacked_part(train, ~held), _stacked_part(train, held)
+    preprocessing = _preprocessing(32, None, *MEAN_STD[kind], options)
+    return ImageData(options.name, classes, preprocessing, train, val, test, SMALL_IMAGES)
+
+
+def _stacked_part(split: Split, chosen: np.ndarray) -> Split:
+    assert isinstance(split.images, StackedImages)
+    mask = torch.from_numpy(chosen)
+    labels = split.labels[mask]
+    names = [split.names[i] for i in np.flatnonzero(chosen)]
+    return Split(StackedImages(split.images.pixels[mask], labels), labels, names, split.num_classes)
+
+
+def _load_files(kind: str, path: str, options: _Options) -> ImageData:
+    """A folder or a tar: find the splits, the classes, the usual preprocessing, and decode."""
+    found = _open(kind, path, options)
+    if options.test is not None:
+        found = {"train": _training_part(found, path), **_keep(found, "val"), "test": _test_part(options)}
+    elif "" in found:
+        found = _hold_out_test(found[""], path)
+    elif "test" not in found and "val" in found:
+        found = {**_keep(found, "train"), "test": found["val"]}
+    if "val" in found and options.val_fraction:
+        raise UsageError(f"{path} has its own val/ folder: leave val_fraction at 0.")
+
+    classes = options.classes or tuple(sorted(found.get("train", found.get("test", _Found())).classes()))
+    listings = {split: part.listing(classes, split) for split, part in found.items()}
+    if options.classes is None and len(classes) < 2:
+        raise UsageError(
+            f"{path} has the one class {classes[0]!r}: classification needs at least two class folders with images."
+        )
+    if options.val_fraction and "train" in listings:
+        train = listings["train"]
+        held = hold_out(train.labels, train.names(), options.val_fraction, options.seed)
+        listings |= {"train": train.only(~held), "val": train.only(held)}
+
+    main = listings.get("train") or listings["test"]
+    preprocessing, make, augmentation = _plan(main, listings, len(classes), path, options)
+    splits = {split: make(listing) for split, listing in listings.items()}
+    if "train" in splits:
+        missing = np.flatnonzero(np.bincount(splits["train"].labels.numpy(), minlength=len(classes)) == 0)
+        if len(missing) and options.classes is None:
+            raise UsageError(f"No image of the class {classes[missing[0]]!r} in {path} can be read for training.")
+    return ImageData(
+        options.name,
+        classes,
+        preprocessing,
+        splits.get("train"),
+        splits.get("val"),
+        splits.get("test"),
+        augmentation,
+    )
+
+
+class _Found:
+    """One split as it was found: its source, and its files by class folder."""
+
+    def __init__(self, source: FileSource | None = None, part: Part | None = None, path: str = "") -> None:
+        self.source = source
+        self.part = part or Part()
+        self.path = path
+
+    def classes(self) -> set[str]:
+        return self.part.folders
+
+    def listing(self, classes: Sequence[str], split: str) -> Listing:
+        """Files and class indices.
+
+        Raises:
+            UsageError: a class folder is empty, or is not among ``classes``.
+        """
+        where = f"the {split} images of {self.path}"
+        if empty := sorted(self.part.folders - set(self.part.classes)):
+            raise UsageError(f"The class folder {empty[0]!r} in {where} has no images: fill it or remove it.")
+        number = {name: i for i, name in enumerate(classes)}
+        for name in sorted(self.part.folders):
+            if name not in number:
+                hint = nearest(name, list(classes))
+                raise UsageError(
+                    f"The class {name!r} in {where} is none of the {len(classes)} classes: {_some(classes)}. {hint}".strip()
+                )
+        labels = np.array([number[name] for name in self.part.classes], dtype=np.int64)
+        assert self.source is not None
+        return Listing(self.source, np.array(self.part.files, dtype=np.int64), labels)
+
+
+def _open(kind: str, path: str, options: _Options) -> dict[str, _Found]:
+    source: FileSource = FolderFiles(path) if kind == "folder" else TarFiles(path, options.memory_limit)
+    layout = read_layout(source.names, source.folders)
+    if layout.ignored:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(layout.ignored.items()))
+        logger.info("%s: files left out: %s", path, reasons)
+    if not any(part.files for part in layout.parts.values()):
+        raise UsageError(
+            f"{path} holds no images in class folders: expected are files like {'train/cat/1.jpg'!r} or {'cat/1.jpg'!r}."
+        )
+    return {name: _Found(source, part, path) for name, part in layout.parts.items()}
+
+
+def _keep(found: dict[str, _Found], name: str) -> dict[str, _Found]:
+    return {name: found[name]} if name in found else {}
+
+
+def _training_part(found: dict[str, _Found], path: str) -> _Found:
+    if "test" in found and "train" in found:
+        logger.info("%s: its own test/ is not used, as test data are given apart", path)
+    for name in ("train", ""):
+        if name in found:
+            return found[name]
+    raise UsageError(f"{path} holds no training images, only {', '.join(sorted(found))}/.")
+
+
+def _test_part(options: _Options) -> _Found:
+    assert options.test is not None
+    kind, path = _parse(options.test)
+    if kind not in ("folder", "tar"):
+        raise UsageError(f"The test data {options.test!r} must be the path of a folder or tar of class folders.")
+    found = _open(kind, path, options)
+    for name in ("test", "val", ""):
+        if name in found:
+            return found[name]
+    raise UsageError(f"{path} is given as test data, but holds only training images (train/).")
+
+
+def _hold_out_test(found: _Found, path: str) -> dict[str, _Found]:
+    assert found.source is not None
+    part = found.part
+    labels = np.unique(np.array(part.classes), return_inverse=True)[1].astype(np.int64)
+    # Always the same images whatever the seed: runs with different seeds are to be scored on the same test.
+    held = hold_out(labels, [found.source.names[i] for i in part.files], OWN_TEST_FRACTION, 0)
+    logger.warning(
+        "%s has no test split: %d of its %d images, a fifth of every class, are held out for test",
+        path,
+        held.sum(),
+        len(held),
+    )
+
+    def half(chosen: Indices) -> _Found:
+        files = [part.files[i] for i in chosen]
+        return _Found(found.source, Part(files, [part.classes[i] for i in chosen], set(part.folders)), path)
+
+    train, test = half(np.flatnonzero(~held)), half(np.flatnonzero(held))
+    if lonely := sorted(test.part.folders - set(test.part.classes)):
+        in_training = set(train.part.classes)
+        if set(lonely) <= in_training:
+            test.part.folders -= set(lonely)  # a class of one image stays in training
+    return {"train": train, "test": test}
+
+
+def _plan(
+    main: Listing, listings: dict[str, Listing], num_classes: int, path: str, options: _Options
+) -> tuple[Preprocessing, Callable[[Listing], Split], object]:
+    """Look at the images' sizes: the preprocessing, how the splits are kept, and the usual augmentation."""
+    sizes = probe_sizes(main)
+    if not len(sizes):
+        raise UsageError(f"None of the images tried in {path} can be read.")
+    total = sum(len(listing) for listing in listings.values())
+    if sizes.max() <= SMALL:
+        sides, counts = np.unique(sizes.min(axis=1), return_counts=True)
+        size = options.image_size or int(sides[counts.argmax()])
+        preprocessing = _preprocessing(size, None, CIFAR_MEAN, CIFAR_STD, options)
+        if (sizes != size).any():
+            logger.info("%s: images are resized and cropped to %d×%d", path, size, size)
+        augmentation = SMALL_IMAGES
+        bytes_each = float(options.channels * size * size)
+    else:
+        size = options.image_size or 224
+        preprocessing = _preprocessing(size, round(size * 256 / 224), IMAGENET_MEAN, IMAGENET_STD, options)
+        augmentation = PHOTOS
+        bytes_each = float(options.channels * sizes.prod(axis=1).mean())
+
+    def make(listing: Listing) -> Split:
+        if total * bytes_each > options.memory_limit:
+            return left_encoded(listing, num_classes, options.channels)
+        if augmentation is SMALL_IMAGES:
+            return decode_stacked(listing, num_classes, preprocessing, options.broken, options.progress)
+        return decode_apart(listing, num_classes, options.channels, options.broken, options.progress)
+
+    return preprocessing, make, augmentation
+
+
+def _preprocessing(
+    size: int, resize: int | None, mean: tuple[float, ...], std: tuple[float, ...], options: _Options
+) -> Preprocessing:
+    if options.channels == 1:
+        mean, std = ((sum(w * v for w, v in zip(GREY_WEIGHTS, three, strict=True)),) for three in (mean, std))
+    preprocessing = Preprocessing(size, mean, std, resize, channels=options.channels)
+    if options.mean is not None:
+        preprocessing = replace(preprocessing, mean=options.mean)
+    if options.std is not None:
+        preprocessing = replace(preprocessing, std=options.std)
+    return preprocessing
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(repr(name) for name in names[:5])
+    return shown + (", …" if len(names) > 5 else "")

@@ -1,0 +1,287 @@
+"""The ResNet family: ResNet, ResNeXt, SE-ResNet, SKNet, for ImageNet and for CIFAR.
+
+* He et al., "Deep Residual Learning for Image Recognition", 2016 (ResNet; CIFAR form: Sect. 4.2).
+* Xie et al., "Aggregated Residual Transformations for Deep Neural Networks", 2017 (ResNeXt).
+* Hu et al., "Squeeze-and-Excitation Networks", 2018 (SE before the addition, Fig. 3).
+* Li et al., "Selective Kernel Networks", 2019 (SK in place of the 3×3 convolution, Table 1).
+
+:func:`resnet` reads a table (:class:`~excite.networks.catalog.ResNetTable`) and puts a network together from
+small parts: the stem, the blocks, what stands for the 3×3 convolution inside a block, how a block joins its
+residual branch and its shortcut, and the shortcut itself. Parameters are named as in torchvision's ResNet.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from excite.networks.catalog import ResNetTable
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place in a network where a unit can go, and what a unit has to fit.
+
+    Args:
+        stage: 1 for the first stage.
+        in_channels, out_channels, stride, groups: of the convolution there; for the end of a residual branch
+            both channel counts are the branch's.
+        activation: what follows the convolution there: ``relu`` or, where a block adds first, ``identity``.
+        input_size: side of the images the network was drawn for, 32 for CIFAR.
+    """
+
+    stage: int
+    in_channels: int
+    out_channels: int
+    stride: int
+    groups: int
+    activation: str
+    input_size: int
+
+
+Convolution = Callable[[Site], tuple[nn.Module, nn.Module, nn.Module]]
+Join = Callable[[Site], nn.Module]
+
+
+# --- the parts -------------------------------------------------------------------------------------------------
+
+
+def conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    """A convolution that keeps the size (at stride 1), without bias: batch norm follows.
+
+    It starts from He's normal distribution of variance 2 / fan-out (He et al. 2015, Sect. 2.2).
+    """
+    convolution = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False)
+    nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+    return convolution
+
+
+def plain_convolution(site: Site) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """The 3×3 convolution of the plain network, its batch norm and its activation."""
+    activation = nn.ReLU(inplace=True) if site.activation == "relu" else nn.Identity()
+    convolution = conv(site.in_channels, site.out_channels, 3, site.stride, site.groups)
+    return convolution, nn.BatchNorm2d(site.out_channels), activation
+
+
+class Add(nn.Module):
+    """The plain join: residual branch plus shortcut."""
+
+    def forward(self, u: Tensor, shortcut: Tensor) -> Tensor:
+        """(N, C, H, W) twice → (N, C, H, W), written over ``u``, which nothing else needs."""
+        return u.add_(shortcut)
+
+
+def plain_join(site: Site) -> nn.Module:
+    """:class:`Add`, at every site."""
+    return Add()
+
+
+class ZeroPadShortcut(nn.Module):
+    """Option A of He et al. 2016, Sect. 4.2: every second position, new channels zero; no parameters.
+
+    The zeros go on both sides of the old channels, half on each, as in the published CIFAR weights.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        new = out_channels - in_channels
+        self.before, self.after, self.stride = new // 2, new - new // 2, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) → (N, out_channels, ⌈H/stride⌉, ⌈W/stride⌉)."""
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))
+
+    def extra_repr(self) -> str:
+        """The numbers that ``print(network)`` shows."""
+        return f"zero channels before={self.before}, after={self.after}, stride={self.stride}"
+
+
+def projection_shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module:
+    """Option B of He et al. 2016: a 1×1 convolution and batch norm."""
+    return nn.Sequential(conv(in_channels, out_channels, 1, stride), nn.BatchNorm2d(out_channels))
+
+
+def imagenet_stem(in_channels: int, channels: int) -> dict[str, nn.Module]:
+    """7×7 convolution and 3×3 max pooling: a quarter of the side."""
+    return {
+        "conv1": conv(in_channels, channels, 7, stride=2),
+        "bn1": nn.BatchNorm2d(channels),
+        "relu": nn.ReLU(inplace=True),
+        "maxpool": nn.MaxPool2d(3, stride=2, padding=1),
+    }
+
+
+def cifar_stem(in_channels: int, channels: int) -> dict[str, nn.Module]:
+    """One 3×3 convolution: images of 32×32 keep their size."""
+    return {
+        "conv1": conv(in_channels, channels, 3),
+        "bn1": nn.BatchNorm2d(channels),
+        "relu": nn.ReLU(inplace=True),
+    }
+
+
+STEMS = {"imagenet": imagenet_stem, "cifar": cifar_stem}
+SHORTCUTS: dict[str, Callable[[int, int, int], nn.Module]] = {
+    "projection": projection_shortcut,
+    "zero_pad": ZeroPadShortcut,
+}
+
+
+# --- the blocks ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Step:
+    """One residual block: a line of the paper's table."""
+
+    stage: int
+    in_channels: int
+    inner: int  # channels of the 3×3 convolution
+    out_channels: int
+    stride: int
+    table: ResNetTable
+
+    def site(self, in_channels: int, out_channels: int, stride: int, activation: str) -> Site:
+        """A place in this block where a unit can go."""
+        groups, input_size = self.table.groups, self.table.input_size
+        return Site(self.stage, in_channels, out_channels, stride, groups, activation, input_size)
+
+    def branch_end(self) -> Site:
+        """The end of the residual branch, where it joins the shortcut."""
+        return self.site(self.out_channels, self.out_channels, 1, "identity")
+
+    def shortcut(self) -> nn.Module:
+        """The identity where the shape stays, else the table's kind of shortcut."""
+        if self.stride == 1 and self.in_channels == self.out_channels:
+            return nn.Identity()
+        return SHORTCUTS[self.table.shortcut](self.in_channels, self.out_channels, self.stride)
+
+
+class BasicBlock(nn.Module):
+    """Two 3×3 convolutions: the block of ResNet-18/34 and of the CIFAR ResNets.
+
+    A unit that replaces a convolution replaces the second one, which has no activation of its own. ``se`` joins
+    the residual branch and the shortcut: a :class:`~excite.units.squeeze_excite.SqueezeExcite`, or :class:`Add`.
+    """
+
+    def __init__(self, step: Step, convolution: Convolution, join: Join) -> None:
+        super().__init__()
+        first = step.site(step.in_channels, step.inner, step.stride, "relu")
+        second = step.site(step.inner, step.out_channels, 1, "identity")
+        self.conv1, self.bn1, self.act1 = plain_convolution(first)
+        self.conv2, self.bn2, self.act2 = convolution(second)
+        self.se = join(step.branch_end())
+        self.downsample = step.shortcut()
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) → (N, out_channels, H/stride, W/stride)."""
+        u = self.act1(self.bn1(self.conv1(x)))
+        u = self.act2(self.bn2(self.conv2(u)))
+        return self.relu(self.se(u, self.downsample(x)))
+
+
+class Bottleneck(nn.Module):
+    """1×1, 3×3, 1×1 convolution: the block of ResNet-50 and up, of ResNeXt and of SKNet.
+
+    A unit that replaces a convolution replaces the 3×3 one. ``se`` is as in :class:`BasicBlock`.
+    """
+
+    def __init__(self, step: Step, convolution: Convolution, join: Join) -> None:
+        super().__init__()
+        stride1, stride2 = {"1x1": (step.stride, 1), "3x3": (1, step.stride)}[step.table.stride_in]
+        middle = step.site(step.inner, step.inner, stride2, "relu")
+        self.conv1 = conv(step.in_channels, step.inner, 1, stride1)
+        self.bn1 = nn.BatchNorm2d(step.inner)
+        self.act1 = nn.ReLU(inplace=True)
+        self.conv2, self.bn2, self.act2 = convolution(middle)
+        self.conv3 = conv(step.inner, step.out_channels, 1)
+        self.bn3 = nn.BatchNorm2d(step.out_channels)
+        self.se = join(step.branch_end())
+        self.downsample = step.shortcut()
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) → (N, out_channels, H/stride, W/stride)."""
+        u = self.act1(self.bn1(self.conv1(x)))
+        u = self.act2(self.bn2(self.conv2(u)))
+        u = self.bn3(self.conv3(u))
+        return self.relu(self.se(u, self.downsample(x)))
+
+
+BLOCKS: dict[str, type[BasicBlock] | type[Bottleneck]] = {"basic": BasicBlock, "bottleneck": Bottleneck}
+
+
+# --- the network -----------------------------------------------------------------------------------------------
+
+
+class ResNet(nn.Sequential):
+    """A network of the family: stem, stages ``layer1``, ``layer2``, …, mean over all positions, classifier ``fc``.
+
+    Made by :func:`resnet`. Images (N, in_channels, H, W) of any size that survives the strides → logits
+    (N, num_classes).
+    """
+
+
+def resnet(
+    table: ResNetTable,
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    *,
+    convolution: Convolution = plain_convolution,
+    join: Join = plain_join,
+) -> ResNet:
+    """Build a network from its table.
+
+    Args:
+        table: the paper's table; see :mod:`excite.networks.catalog`.
+        num_classes: outputs of the classifier.
+        in_channels: channels of the images.
+        convolution: makes (convolution, batch norm, activation) for the 3×3 convolution of each block; a unit
+            that brings its own batch norm and activation fills their places with ``nn.Identity``.
+        join: makes the module at the end of each residual branch, called with (branch, shortcut).
+    """
+    parts: dict[str, nn.Module] = STEMS[table.stem](in_channels, table.stem_channels)
+    channels = table.stem_channels
+    for stage, (depth, inner, outer) in enumerate(zip(table.depths, table.inner, table.outer, strict=True), start=1):
+        blocks = []
+        for index in range(depth):
+            stride = 2 if index == 0 and stage > 1 else 1
+            step = Step(stage, channels, inner, outer, stride, table)
+            blocks.append(BLOCKS[table.block](step, convolution, join))
+            channels = outer
+        parts[f"layer{stage}"] = nn.Sequential(*blocks)
+    parts["avgpool"] = nn.AdaptiveAvgPool2d(1)
+    parts["flatten"] = nn.Flatten(1)
+    parts["fc"] = nn.Linear(channels, num_classes)
+    return ResNet(OrderedDict(parts))
+
+
+def widened(table: ResNetTable, width: float) -> ResNetTable:
+    """The table with every channel count times ``width``.
+
+    Counts are rounded to the nearest multiple of 4 (which keeps option A's zeros even on both sides), inside
+    grouped blocks to the nearest one that the groups divide too.
+
+    Raises:
+        ValueError: ``width`` is not a number between 0.05 and 20.
+    """
+    if not 0.05 <= width <= 20:
+        raise ValueError(f"width multiplies all channel counts and lies between 0.05 and 20, not {width}")
+
+    def scaled(channels: int, divisor: int) -> int:
+        return max(divisor, round(channels * width / divisor) * divisor)
+
+    if width == 1:
+        return table
+    return replace(
+        table,
+        stem_channels=scaled(table.stem_channels, 4),
+        inner=tuple(scaled(channels, math.lcm(4, table.groups)) for channels in table.inner),
+        outer=tuple(scaled(channels, 4) for channels in table.outer),
+    )

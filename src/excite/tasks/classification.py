@@ -1,0 +1,114 @@
+"""Classification: one label an image, cross-entropy, top-1 and top-5 accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from excite.errors import ExciteError
+from excite.tasks.base import Evaluation, Metric
+
+Batch = tuple[Tensor, Tensor, Tensor]
+
+
+class ClassificationTask(pl.LightningModule):
+    """Trains and scores a network that gives one logit for each class.
+
+    Args:
+        network: maps images ``(N, C, H, W)`` to logits ``(N, classes)``.
+        optimize: builds the optimiser from the network.
+        label_smoothing: share of each target that is spread over all classes.
+        class_weights: ``(classes,)`` weights of the loss, or None for equal ones.
+    """
+
+    metric = Metric("top1", "%", higher_is_better=True)
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimize: Callable[[nn.Module], torch.optim.Optimizer] | None = None,
+        *,
+        label_smoothing: float = 0.0,
+        class_weights: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.optimize = optimize
+        self.label_smoothing = label_smoothing
+        self.register_buffer("class_weights", class_weights, persistent=False)
+
+    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Mean cross-entropy; ``target`` is ``(N,)`` classes or ``(N, classes)`` probabilities."""
+        weights = self.class_weights
+        # Half-precision logits lose digits in the exponentials of the softmax.
+        return F.cross_entropy(
+            logits.float(),
+            target,
+            weight=weights if isinstance(weights, Tensor) else None,
+            label_smoothing=self.label_smoothing,
+        )
+
+    def training_step(self, batch: Batch, _index: int) -> dict[str, Tensor]:
+        """The loss of one batch, and how many of its images were right."""
+        images, target, _ = batch
+        logits = self.network(images)
+        hard = target if target.ndim == 1 else target.argmax(1)
+        return {"loss": self.loss(logits, target), "right": (logits.detach().argmax(1) == hard).sum()}
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The optimiser that was passed in, over this network."""
+        if self.optimize is None:
+            raise ExciteError("This task was built to evaluate: it has no optimiser.")
+        return self.optimize(self.network)
+
+
+@torch.inference_mode()
+def evaluate(network: nn.Module, batches: Iterable[Batch], device: torch.device | str = "cpu") -> Evaluation:
+    """Score a network in evaluation mode; its mode is restored afterwards.
+
+    Args:
+        network: maps images ``(N, C, H, W)`` to logits ``(N, classes)``.
+        batches: images, labels ``(N,)``, and each image's index.
+        device: where to compute.
+
+    Returns:
+        ``top1`` and ``top5`` in percent (``top5`` for more than five classes), ``loss`` in nats; the confusion matrix
+        ``(classes, classes)`` with true classes in rows and the ``predictions (N,)`` under ``details``.
+
+    Raises:
+        ExciteError: no images, or logits that are not finite.
+    """
+    was_training = network.training
+    network.eval().to(device)
+    gathered: list[tuple[Tensor, Tensor, Tensor]] = []
+    try:
+        for images, labels, index in batches:
+            gathered.append((network(images.to(device)).float().cpu(), labels, index))
+    finally:
+        network.train(was_training)
+    if not gathered:
+        raise ExciteError("There are no images to evaluate on.")
+    logits, labels, index = (torch.cat(part) for part in zip(*gathered, strict=True))
+    order = index.argsort()
+    logits, labels = logits[order], labels[order]
+    if not logits.isfinite().all():
+        broken = int((~logits.isfinite().all(1)).sum())
+        raise ExciteError(f"The network's output is not finite for {broken} of {len(logits)} images.")
+    classes = logits.shape[1]
+    right = logits.argmax(1) == labels
+    metrics = {"top1": 100 * right.double().mean().item()}
+    if classes > 5:
+        top5 = logits.topk(5, dim=1).indices == labels[:, None]
+        metrics["top5"] = 100 * top5.any(1).double().mean().item()
+    metrics["loss"] = F.cross_entropy(logits.double(), labels).item()
+    confusion = MulticlassConfusionMatrix(classes)(logits.argmax(1), labels)
+    return Evaluation(
+        metrics=metrics,
+        scores=(100 * right.float()).numpy(),
+        details={"confusion": confusion.numpy(), "predictions": logits.argmax(1).numpy()},
+    )

@@ -1,0 +1,1 @@
+"""Recipes, and ``fit``, which trains one network by one."""

@@ -1,0 +1,280 @@
+"""What happens around a training step: the rate, the average, the record, the checkpoints, the bar."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from excite.errors import ExciteError
+from excite.files import write_atomically
+from excite.training import checkpoint
+
+Row = dict[str, float]
+
+
+@dataclass
+class Position:
+    """Where a run stands, in steps from its very beginning, and what must be carried over a break."""
+
+    step: int
+    total_steps: int
+    steps_per_epoch: int
+    seconds: float = 0.0
+    loss_sum: float = 0.0
+    right: float = 0.0
+    images: int = 0
+    rows: list[Row] = field(default_factory=list)
+
+    @property
+    def epoch(self) -> int:
+        """Whole epochs done."""
+        return self.step // self.steps_per_epoch
+
+    @property
+    def at_epoch_end(self) -> bool:
+        """Whether the last step closed an epoch."""
+        return self.step > 0 and self.step % self.steps_per_epoch == 0
+
+
+class Interrupted(ExciteError):
+    """The run was stopped from outside, at a checkpoint."""
+
+
+class Rate(pl.Callback):
+    """Sets the learning rate of each step, and reseeds what draws inside the network (dropout)."""
+
+    def __init__(self, position: Position, factor: Callable[[int], float], seed: int) -> None:
+        self.position, self.factor, self.seed = position, factor, seed
+        self.peaks: list[float] = []
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Remember the peak rates before any is changed."""
+        self.peaks = [group.setdefault("peak_lr", group["lr"]) for group in trainer.optimizers[0].param_groups]
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Set the rate for the step that begins."""
+        for group, peak in zip(trainer.optimizers[0].param_groups, self.peaks, strict=True):
+            group["lr"] = peak * self.factor(self.position.step)
+        torch.manual_seed((self.seed * 1_000_003 + self.position.step) % 2**63)
+
+
+class WeightAverage(pl.Callback):
+    """An exponential moving average of weights and batch-norm statistics.
+
+    The decay warms up as min(decay, (1 + n) / (10 + n)), so that the random start is soon forgotten.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        def average(averaged: list[Tensor], current: list[Tensor], updates: Tensor | int) -> None:
+            count = float(updates)
+            keep = min(decay, (1 + count) / (10 + count))
+            for target, source in zip(averaged, current, strict=True):
+                if target.is_floating_point():
+                    target.lerp_(source, 1 - keep)
+                else:
+                    target.copy_(source)
+
+        self.model = AveragedModel(network, multi_avg_fn=average, use_buffers=True)
+
+    @torch.no_grad()
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        """Take the new weights into the average."""
+        network = pl_module.network
+        assert isinstance(network, nn.Module)
+        self.model.to(pl_module.device)
+        self.model.update_parameters(network)
+
+
+class Record(pl.Callback):
+    """Counts, stops at a loss that is not a number, writes ``metrics.csv`` and the checkpoints.
+
+    Args:
+        position: moved on by one at every step.
+        folder: the run's folder.
+        state: gives what a checkpoint holds beside the position.
+        validate: scores the network on the validation images, or None.
+        every: steps between checkpoints; None for the end of each epoch and every five minutes.
+        keep: how many checkpoints stay.
+        waited: seconds that the run has waited for data so far.
+    """
+
+    def __init__(
+        self,
+        position: Position,
+        folder: Path,
+        state: Callable[[], dict[str, Any]],
+        validate: Callable[[], dict[str, float]] | None,
+        every: int | None,
+        keep: int,
+        waited: Callable[[], float],
+    ) -> None:
+        self.position, self.folder, self.state, self.validate = position, folder, state, validate
+        self.every, self.keep, self.waited = every, keep, waited
+        self.clock = self.saved_at = time.monotonic()
+        self.epoch_seconds, self.epoch_waited, self.epoch_images = 0.0, 0.0, 0
+        self.stop = False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock, and cut ``metrics.csv`` back to where the run goes on."""
+        self.clock = self.saved_at = time.monotonic()
+        self._write_rows()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the step; at the end of an epoch write its row; save when it is time."""
+        here = self.position
+        loss = float(outputs["loss"])
+        if not math.isfinite(loss):
+            raise ExciteError(
+                f"The loss became {loss} at step {here.step} (epoch {here.epoch + 1}); the last good checkpoint is "
+                f"kept in {self.folder / 'checkpoints'}. A lower optimizer.lr, a warm-up, or trainer.clip=1 helps."
+            )
+        now = time.monotonic()
+        here.seconds += now - self.clock
+        self.epoch_seconds += now - self.clock
+        self.clock = now
+        count = len(batch[0])
+        here.step += 1
+        here.loss_sum += loss * count
+        here.right += float(outputs["right"])
+        here.images += count
+        self.epoch_images += count
+        if here.at_epoch_end:
+            self._end_epoch(trainer)
+        due = here.step % self.every == 0 if self.every else here.at_epoch_end or now - self.saved_at > 300
+        if due or self.stop or here.step == here.total_steps:
+            self.save()
+        self.clock = time.monotonic()
+        if self.stop and here.step < here.total_steps:
+            raise Interrupted(f"Stopped at step {here.step} of {here.total_steps}; {self.folder} holds everything so far.")
+
+    def save(self) -> None:
+        """Write a checkpoint, unless the weights have gone bad."""
+        here, state = self.position, self.state()
+        if not all(value.isfinite().all() for value in state["network"].values() if value.is_floating_point()):
+            raise ExciteError(
+                f"The weights are no longer finite after step {here.step}; the last good checkpoint is kept in "
+                f"{self.folder / 'checkpoints'}. A lower optimizer.lr, a warm-up, or trainer.clip=1 helps."
+            )
+        state["position"] = {
+            "step": here.step,
+            "seconds": here.seconds,
+            "loss_sum": here.loss_sum,
+            "right": here.right,
+            "images": here.images,
+            "rows": here.rows,
+        }
+        checkpoint.save(self.folder / "checkpoints", here.step, state, self.keep)
+        self.saved_at = time.monotonic()
+
+    def _end_epoch(self, trainer: pl.Trainer) -> None:
+        here = self.position
+        waited = self.waited()
+        row: Row = {
+            "epoch": here.epoch,
+            "step": here.step,
+            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "train_loss": here.loss_sum / here.images,
+            "train_top1": 100 * here.right / here.images,
+            "seconds": here.seconds,
+            # Of this process's own part of the epoch: a resumed one did not see the rest.
+            "images_per_second": self.epoch_images / self.epoch_seconds,
+            "data_share": 100 * (waited - self.epoch_waited) / self.epoch_seconds,
+        }
+        if self.validate is not None:
+            row |= {f"val_{name}": value for name, value in self.validate().items()}
+        here.rows.append(row)
+        here.loss_sum, here.right, here.images = 0.0, 0.0, 0
+        self.epoch_seconds, self.epoch_waited, self.epoch_images = 0.0, waited, 0
+        self._write_rows()
+        for logger in trainer.loggers:
+            logger.log_metrics(row, step=here.step)
+
+    def _write_rows(self) -> None:
+        # The whole file each time: it is small, and so it can never hold more than the position knows.
+        text = io.StringIO()
+        if self.position.rows:
+            writer = csv.DictWriter(text, list(self.position.rows[-1]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(self.position.rows)
+        write_atomically(self.folder / "metrics.csv", text.getvalue())
+
+
+class StopOnSignal(pl.Callback):
+    """Ctrl-C ends the run after the step at hand, with a checkpoint; a second one ends it at once."""
+
+    def __init__(self, record: Record) -> None:
+        self.record = record
+        self.before: Any = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Listen, where Python lets us: only the main thread receives signals."""
+        if threading.current_thread() is threading.main_thread():
+            self.before = signal.signal(signal.SIGINT, self._stop)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self.record.stop = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Give the signal back."""
+        if self.before is not None:
+            signal.signal(signal.SIGINT, self.before)
+            self.before = None
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Give the signal back when the run fails, too."""
+        self.teardown(trainer, pl_module, "fit")
+
+
+class Bar(pl.Callback):
+    """A progress bar on stderr."""
+
+    def __init__(self, position: Position, title: str) -> None:
+        self.position = position
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[status]}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self.task = self.progress.add_task(title, total=position.total_steps, completed=position.step, status="")
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Show the bar."""
+        self.progress.start()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Move the bar."""
+        here = self.position
+        status = f"epoch {min(here.epoch + 1, here.total_steps // here.steps_per_epoch)}  loss {float(outputs['loss']):.3f}"
+        self.progress.update(self.task, completed=here.step, status=status)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Take the bar away."""
+        self.progress.stop()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Take the bar away when the run fails, too."""
+        self.progress.stop()

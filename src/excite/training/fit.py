@@ -1,0 +1,374 @@
+"""``fit``: a recipe in, a run folder out.
+
+PyTorch Lightning's Trainer does the steps (device, precision, gradient clipping, loggers). What makes a run repeat
+and survive is ours and small: the whole run is one stream of batches that can start at any step, and everything
+else that a step depends on is in the checkpoint or a function of the step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import logging
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from excite.create import create
+from excite.data import Augmentation, ImageData, Loader, load_data
+from excite.errors import ExciteError, UsageError
+from excite.tasks.classification import ClassificationTask, evaluate
+from excite.training import checkpoint
+from excite.training.callbacks import Bar, Position, Rate, Record, StopOnSignal, WeightAverage
+from excite.training.optimization import build_optimizer, rate_factor
+from excite.training.recipe import Data, Recipe
+from excite.training.run import Run
+from excite.weights.state_dict import load_weights
+
+log = logging.getLogger(__name__)
+
+
+def fit(
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    network: nn.Module | None = None,
+    data: ImageData | None = None,
+    resume: bool = False,
+    title: str | None = None,
+) -> Run:
+    """Train one network.
+
+    Args:
+        recipe: everything the run depends on.
+        out: the run's folder, new or (with ``resume``) begun before.
+        network: a module of the user's own instead of ``recipe.network``; its present weights are the start.
+        data: images of the user's own instead of ``recipe.data``.
+        resume: go on where the folder's newest checkpoint stands, under the recipe that the folder holds. A run that
+            is finished is given back as it is.
+        title: shows a progress bar with this title.
+
+    Returns:
+        The finished run. The same recipe on the same machine gives the same weights, bit for bit, with or without
+        breaks in between.
+
+    Raises:
+        UsageError: the folder is taken, or network and data do not fit together.
+        ExciteError: the loss is no longer a number, the disk is full, or the run was interrupted.
+    """
+    run = Run(out)
+    if (run.folder / "recipe.yaml").exists():
+        if not resume:
+            raise UsageError(f"{run.folder} already holds a run: resume it, or choose another folder.")
+        recipe = run.recipe
+        if run.finished:
+            return run
+    device = pick_device(recipe.trainer.device)
+    threads = recipe.trainer.threads or torch.get_num_threads()
+    with _settings(threads, device):
+        data = data or load_recipe_data(recipe.data)
+        torch.manual_seed(recipe.seed)
+        spec = None if network is not None else recipe.network.spec
+        if network is None:
+            network = create(spec, len(data.classes), data.preprocessing.channels, weights=recipe.network.weights)
+        if recipe.trainer.channels_last:
+            network = network.to(memory_format=torch.channels_last)
+        recipe = recipe.replace({"augment": dataclasses.asdict(augmentation(recipe, data))})
+        loader = training_loader(recipe, data)
+        _check_output(network, loader, len(data.classes), device)
+        if recipe.trainer.minutes is not None:
+            epoch = len(loader) * step_seconds(recipe, network, loader, device)
+            epochs = max(1, int(60 * recipe.trainer.minutes / epoch))
+            recipe = recipe.replace({"trainer.epochs": epochs, "trainer.minutes": None})
+        settled = {"trainer.threads": threads, "trainer.device": device.type}
+        recipe = recipe.replace(settled)
+        if not (run.folder / "recipe.yaml").exists():
+            recipe.write(run.folder / "recipe.yaml")
+        _train(run, recipe, network, spec, data, loader, device, title)
+    return run
+
+
+def augmentation(recipe: Recipe, data: ImageData) -> Augmentation:
+    """What the recipe asks for, over what suits the data."""
+    return dataclasses.replace(data.augmentation, **recipe.augment.model_dump(exclude_none=True))
+
+
+def training_loader(recipe: Recipe, data: ImageData) -> Loader:
+    """The training batches of a recipe.
+
+    Raises:
+        UsageError: the data has no training images.
+    """
+    if data.train is None:
+        raise UsageError(f"'{data.name}' has no training images")
+    return Loader(
+        data.train,
+        data.preprocessing,
+        recipe.trainer.batch_size,
+        seed=recipe.seed,
+        augment=augmentation(recipe, data),
+        shuffle=True,
+        workers=recipe.data.workers,
+    )
+
+
+def load_recipe_data(settings: Data) -> ImageData:
+    """The images that a recipe names."""
+    return load_data(
+        settings.path,
+        test=settings.test_path,
+        val_fraction=settings.val_fraction,
+        image_size=settings.image_size,
+        mean=settings.mean,
+        std=settings.std,
+        broken=settings.broken,
+    )
+
+
+def pick_device(name: str) -> torch.device:
+    """The device by its name; ``auto`` takes an accelerator where there is one.
+
+    Raises:
+        UsageError: no such device here.
+    """
+    if name == "auto":
+        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return found or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):
+        raise UsageError(f"device '{name}' is not available here; use 'auto' or 'cpu'") from None
+    return device
+
+
+class Stream:
+    """The batches of a whole run, from any step on; Lightning sees them as one epoch."""
+
+    def __init__(self, loader: Loader, start: int, total: int, channels_last: bool) -> None:
+        self.loader, self.start, self.total = loader, start, total
+        self.format = torch.channels_last if channels_last else torch.contiguous_format
+        self.waited = 0.0
+
+    def __len__(self) -> int:
+        return self.total - self.start
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        epoch, batch = divmod(self.start, len(self.loader))
+        while epoch * len(self.loader) < self.total:
+            self.loader.load_state_dict(self.loader.state_dict() | {"epoch": epoch, "batch": batch})
+            batches = iter(self.loader)
+            while True:
+                begin = time.perf_counter()
+                item = next(batches, None)
+                if item is None:
+                    break
+                images, target, index = item
+                ready = images.contiguous(memory_format=self.format) if images.ndim == 4 else images
+                self.waited += time.perf_counter() - begin
+                yield ready, target, index
+            epoch, batch = epoch + 1, 0
+
+
+def _train(
+    run: Run,
+    recipe: Recipe,
+    network: nn.Module,
+    spec: str | None,
+    data: ImageData,
+    loader: Loader,
+    device: torch.device,
+    title: str | None,
+) -> None:
+    settings = recipe.trainer
+    total = settings.epochs * len(loader)
+    average = WeightAverage(network, settings.ema_decay) if settings.ema_decay else None
+    saved = checkpoint.load_newest(run.folder / "checkpoints")
+    position = Position(0, total, len(loader))
+    if saved is not None:
+        network.load_state_dict(saved["network"])
+        if average is not None:
+            average.model.load_state_dict(saved["average"])
+        position = Position(total_steps=total, steps_per_epoch=len(loader), **saved["position"])
+
+    def optimize(trained: nn.Module) -> torch.optim.Optimizer:
+        optimizer = build_optimizer(trained, recipe.optimizer)
+        if saved is not None:
+            optimizer.load_state_dict(saved["optimizer"])
+        return optimizer
+
+    task = ClassificationTask(
+        network,
+        optimize,
+        label_smoothing=recipe.task.label_smoothing,
+        class_weights=_class_weights(recipe, data),
+    )
+    best = average.model.module if average is not None else network
+
+    def state() -> dict[str, Any]:
+        return {
+            "network": network.state_dict(),
+            "average": average.model.state_dict() if average is not None else None,
+            "optimizer": task.optimizers(use_pl_optimizer=False).state_dict(),  # type: ignore[union-attr]
+        }
+
+    validation = None
+    if data.val is not None:
+        held_out = Loader(data.val, data.preprocessing, 256, seed=0, workers=recipe.data.workers)
+
+        def validation() -> dict[str, float]:
+            return evaluate(best, held_out, device).metrics
+
+    if position.step < total:
+        stream = Stream(loader, position.step, total, settings.channels_last)
+        record = Record(
+            position,
+            run.folder,
+            state,
+            validation,
+            settings.checkpoint_steps,
+            settings.keep_checkpoints,
+            lambda: stream.waited,
+        )
+        rate = Rate(position, lambda step: rate_factor(recipe.schedule, step, total, len(loader)), recipe.seed)
+        callbacks = [rate, *([average] if average else []), record, StopOnSignal(record)]
+        if title:
+            callbacks.append(Bar(position, title))
+        if settings.compile:
+            network.compile()
+        with _quiet_lightning():
+            trainer = pl.Trainer(
+                accelerator="cpu" if device.type == "cpu" else device.type,
+                devices=1 if device.index is None else [device.index],
+                precision="bf16-mixed" if settings.precision == "bf16" else "32-true",
+                max_steps=total - position.step,
+                gradient_clip_val=settings.clip,
+                logger=_loggers(recipe, run),
+                callbacks=callbacks,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                use_distributed_sampler=False,
+                benchmark=False,
+            )
+            trainer.fit(task, stream)
+    run.write_model(
+        best,
+        spec=spec,
+        classes=data.classes,
+        preprocessing=data.preprocessing,
+        weights="ema" if average is not None else "last",
+        seed=recipe.seed,
+        epochs=settings.epochs,
+        train_seconds=position.seconds,
+    )
+
+
+def _check_output(network: nn.Module, loader: Loader, classes: int, device: torch.device) -> None:
+    # One image through the network in evaluation mode: a wrong head is better found now than after an epoch.
+    images, _, _ = next(iter(loader))
+    network.to(device).eval()
+    with torch.inference_mode():
+        logits = network(images[:1].to(device))
+    network.train()
+    if logits.ndim != 2 or logits.shape[1] != classes:
+        raise UsageError(
+            f"the network's output has shape {tuple(logits.shape)}, but the data has {classes} classes: "
+            f"expected (1, {classes})"
+        )
+
+
+def _class_weights(recipe: Recipe, data: ImageData) -> Tensor | None:
+    wanted = recipe.task.class_weights
+    if wanted is None:
+        return None
+    if wanted == "balanced":
+        assert data.train is not None
+        counts = torch.bincount(data.train.labels, minlength=len(data.classes)).float()
+        return counts.sum() / (len(counts) * counts)
+    if len(wanted) != len(data.classes):
+        raise UsageError(f"key 'task.class_weights': {len(wanted)} weights for {len(data.classes)} classes")
+    return torch.tensor(wanted)
+
+
+def step_seconds(recipe: Recipe, network: nn.Module, loader: Loader, device: torch.device) -> float:
+    """The median time of a training step, measured on a copy of the network for about three seconds."""
+    trial = copy.deepcopy(network).to(device).train()
+    optimizer = build_optimizer(trial, recipe.optimizer)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    task = ClassificationTask(trial)
+    lowered = recipe.trainer.precision == "bf16"
+    seconds: list[float] = []
+    stream = iter(Stream(loader, 0, 10**9, recipe.trainer.channels_last))
+    begin = time.perf_counter()
+    while len(seconds) < 5 or (time.perf_counter() - begin < 3 and len(seconds) < 50):
+        start = time.perf_counter()
+        images, target, _ = next(stream)
+        with torch.autocast(device.type, torch.bfloat16, enabled=lowered):
+            loss = task.loss(trial(images.to(device)), target.to(device))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        float(loss.detach())
+        seconds.append(time.perf_counter() - start)
+    return sorted(seconds[2:])[len(seconds[2:]) // 2]
+
+
+@contextlib.contextmanager
+def _settings(threads: int, device: torch.device) -> Iterator[None]:
+    """Threads and determinism for the run; what the process had before comes back after it."""
+    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a safety net that costs a pass over every buffer
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        torch.use_deterministic_algorithms(before[1])
+        torch.utils.deterministic.fill_uninitialized_memory = fill
+
+
+@contextlib.contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    # Lightning's advice on workers and its farewell lines speak of things that are settled here.
+    talkers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric")]
+    talkers += [logging.getLogger("pytorch_lightning.utilities.rank_zero"), logging.getLogger("lightning_fabric.utilities.rank_zero")]
+    levels = [talker.level for talker in talkers]
+    for talker in talkers:
+        talker.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"pytorch_lightning|lightning_fabric")
+            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            yield
+    finally:
+        for talker, level in zip(talkers, levels, strict=True):
+            talker.setLevel(level)
+
+
+def _loggers(recipe: Recipe, run: Run) -> Any:
+    makers: dict[str, Callable[[], Any]] = {
+        "tensorboard": lambda: pl.loggers.TensorBoardLogger(run.folder, name="tensorboard", version=""),
+        "wandb": lambda: pl.loggers.WandbLogger(project="excite", name=run.folder.name, save_dir=run.folder),
+        "mlflow": lambda: pl.loggers.MLFlowLogger(experiment_name="excite", save_dir=str(run.folder / "mlruns")),
+    }
+    built = []
+    for name in recipe.trainer.loggers:
+        try:
+            built.append(makers[name]())
+        except ModuleNotFoundError:
+            raise UsageError(f"trainer.loggers asks for {name}, which is not installed: pip install 'excite[{name}]'") from None
+    return built or False

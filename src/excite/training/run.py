@@ -1,0 +1,145 @@
+"""A run is a folder; this reads one, and writes the trained network into it."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from excite.create import create
+from excite.data import Preprocessing
+from excite.errors import ExciteError, UsageError
+from excite.files import sha256, write_atomically, write_json
+from excite.training import recipe as recipes
+from excite.training.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network with what is needed to use it on images."""
+
+    network: nn.Module
+    spec: str
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+
+
+class Run:
+    """The folder of one training run.
+
+    ``recipe.yaml``, ``metrics.csv``, ``checkpoints/``, and once it is finished ``model.safetensors`` and
+    ``model.json``.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Run:
+        """A run that exists.
+
+        Raises:
+            UsageError: no such folder, or one that holds no run.
+        """
+        run = cls(folder)
+        if not (run.folder / "recipe.yaml").is_file():
+            raise UsageError(f"{folder} is not a run: it has no recipe.yaml")
+        return run
+
+    @property
+    def recipe(self) -> Recipe:
+        """The resolved recipe."""
+        return recipes.load(self.folder / "recipe.yaml")
+
+    @property
+    def finished(self) -> bool:
+        """Whether the trained network has been written."""
+        return (self.folder / "model.json").is_file()
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """What ``model.json`` says.
+
+        Raises:
+            UsageError: the run is not finished, or the file is damaged.
+        """
+        if not self.finished:
+            raise UsageError(f"{self.folder} is not finished; go on with: excite train --resume {self.folder}")
+        try:
+            card: dict[str, Any] = json.loads((self.folder / "model.json").read_text())
+        except ValueError:
+            raise ExciteError(f"{self.folder / 'model.json'} is damaged: it is not JSON.") from None
+        return card
+
+    def metrics(self) -> dict[str, list[float]]:
+        """The columns of ``metrics.csv``."""
+        path = self.folder / "metrics.csv"
+        rows = list(csv.DictReader(path.open())) if path.is_file() else []
+        return {key: [float(row[key]) for row in rows] for key in (rows[0] if rows else {})}
+
+    def test_metrics(self) -> dict[str, float]:
+        """The metrics on the test images, as they were last computed."""
+        metrics: dict[str, float] = json.loads((self.folder / "test.json").read_text())["metrics"]
+        return metrics
+
+    def load(self, network: nn.Module | None = None) -> Trained:
+        """The trained network, in evaluation mode.
+
+        Args:
+            network: for a run of the user's own module, a module of the same class to load into.
+
+        Raises:
+            UsageError: the run is not finished, or needs ``network``.
+            ExciteError: the weights are damaged.
+        """
+        card = self.card
+        if network is None:
+            if card["spec"] is None:
+                raise UsageError(f"{self.folder} trained a module of the user's own: pass one to load into.")
+            network = create(card["spec"], num_classes=len(card["classes"]), in_channels=card["in_channels"])
+        path = self.folder / "model.safetensors"
+        if not path.is_file() or sha256(path) != card["sha256"]:
+            raise ExciteError(f"{path} is missing or damaged: its checksum is not the one in model.json.")
+        network.load_state_dict(safetensors.torch.load_file(path))
+        preprocessing = {k: tuple(v) if isinstance(v, list) else v for k, v in card["preprocessing"].items()}
+        return Trained(
+            network.eval(), card["spec"] or "custom", tuple(card["classes"]), Preprocessing(**preprocessing)
+        )
+
+    def write_model(
+        self, network: nn.Module, *, spec: str | None, classes: tuple[str, ...], preprocessing: Preprocessing, **more: Any
+    ) -> None:
+        """Write the weights, then the card that says that the run is finished."""
+        weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+        path = self.folder / "model.safetensors"
+        write_atomically(path, safetensors.torch.save(weights))
+        card = {
+            "spec": spec,
+            "task": "classification",
+            "classes": list(classes),
+            "in_channels": preprocessing.channels,
+            "preprocessing": dataclasses.asdict(preprocessing),
+            "sha256": sha256(path),
+            "versions": versions(),
+            **more,
+        }
+        write_json(self.folder / "model.json", card)
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result depends on."""
+    found = {}
+    for package in ("excite", "torch", "torchvision", "pytorch-lightning", "numpy", "pillow"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = torch.__version__ if package == "torch" else "not installed"
+    return found

@@ -1,0 +1,1 @@
+"""One Python function per verb: what the command line calls and the package exports."""

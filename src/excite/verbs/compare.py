@@ -1,0 +1,402 @@
+"""``compare``: which network is better, by how much, and at what cost."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from excite.analysis.statistics import holm, mean_interval, paired_difference
+from excite.cost import cost
+from excite.create import create
+from excite.data import ImageData
+from excite.errors import UsageError
+from excite.files import write_atomically, write_json
+from excite.report.compare import compare_page
+from excite.spec import parse_spec
+from excite.tasks.classification import ClassificationTask
+from excite.training.fit import fit, load_recipe_data, pick_device, step_seconds, training_loader
+from excite.training.recipe import Recipe, load
+from excite.training.run import Run, versions
+from excite.verbs.evaluate import test_scores
+
+log = logging.getLogger(__name__)
+
+Factory = Callable[[], nn.Module]
+DEFAULT_SPECS = ("resnet20", "resnet20+se", "resnet20+sk")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One network of the comparison, with its finished runs in the order of the seeds."""
+
+    name: str
+    role: str
+    build: Factory
+    runs: list[Run]
+
+
+def compare(
+    contestants: Sequence[str | Path] | Mapping[str, Factory] = DEFAULT_SPECS,
+    data: str | ImageData | None = None,
+    *,
+    test: str | None = None,
+    seeds: int | Sequence[int] = 3,
+    recipe: Recipe | None = None,
+    epochs: int | None = None,
+    minutes: float | None = None,
+    control: bool = False,
+    out: str | Path | None = None,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Train networks from the same seeds under the same recipe, and say which is better.
+
+    Args:
+        contestants: network specs, or folders of finished runs, or names with functions that build the user's own
+            modules. The first is the baseline.
+        data: a data spec, or images of the user's own; by default the recipe's.
+        test: a data spec of the test images, where ``data`` does not hold them.
+        seeds: how many (0, 1, …), or which. Three are the fewest that allow a verdict.
+        recipe: how to train; by default the one that suits the data. Its network and seed are replaced.
+        epochs: overrides the recipe's.
+        minutes: choose the epochs so that all trainings together take about so long.
+        control: add the honest rival: the baseline, widened until its latency is that of the slowest contestant.
+        out: the folder; by default one below ``excite-runs/`` named after data and recipe. Called again with the same
+            folder, finished runs are kept and a broken one goes on where it was.
+        progress: show bars on stderr.
+
+    Returns:
+        What ``compare.json`` holds: ``data``, ``seeds``, ``metric``, ``baseline``, ``verdict`` (None below three
+        seeds) and ``results``, one for each contestant; percentages as 0–100.
+
+    Raises:
+        UsageError: contestants, data and folder do not fit together.
+        ExciteError: a training failed; everything finished stays.
+    """
+    chosen = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    if not chosen or len(set(chosen)) != len(chosen):
+        raise UsageError(f"seeds: expected at least one, each once, found {seeds}")
+    if not contestants:
+        raise UsageError("compare needs at least one network")
+    folders = _given_runs(contestants)
+    if folders:
+        return _compare_runs(folders, data, test, out, progress)
+    images = data if isinstance(data, ImageData) else None
+    recipe = recipe or default_recipe(data if isinstance(data, str) else None)
+    changes: dict[str, Any] = {"network": {}, "seed": 0}
+    if isinstance(data, str):
+        changes |= {"data.path": data, "data.test_path": test}
+    if epochs is not None:
+        changes |= {"trainer.epochs": epochs}
+    recipe = recipe.replace(changes)
+    builders = _builders(contestants)
+    images = images or load_recipe_data(recipe.data)
+    if images.test is None:
+        raise UsageError(f"'{images.name}' has no test images; give them with --test-data")
+    classes, channels = len(images.classes), images.preprocessing.channels
+
+    folder = Path(out) if out else _default_folder(images.name, recipe, minutes)
+    recipe = _settled(folder, recipe, builders, classes, channels, images, len(chosen), minutes)
+
+    entries = []
+
+    def train(name: str, build: Factory | None, role: str) -> None:
+        runs = []
+        for seed in chosen:
+            own = recipe.replace({"seed": seed} if build else {"seed": seed, "network.spec": name})
+            if build:
+                torch.manual_seed(seed)
+            runs.append(
+                fit(
+                    own,
+                    folder / "runs" / name / str(seed),
+                    network=build() if build else None,
+                    data=images,
+                    resume=True,
+                    title=f"{name}  seed {seed}" if progress else None,
+                )
+            )
+            test_scores(runs[-1], images, build)
+        entries.append(Entry(name, role, build or (lambda: create(name, classes, channels)), runs))
+
+    for position, (name, build) in enumerate(builders.items()):
+        train(name, build, "contender" if position else "baseline")
+    if control:
+        widened = _control(entries, (channels, *2 * (images.preprocessing.size,)))
+        if widened not in {entry.name for entry in entries}:
+            train(widened, None, "control")
+    return _report(folder, entries, images, chosen, recipe)
+
+
+def default_recipe(data: str | None) -> Recipe:
+    """The shipped recipe that suits a data spec."""
+    name = {None: "digits", "digits": "digits", "cifar10": "cifar10", "cifar100": "cifar10"}.get(data, "default")
+    return load(name)
+
+
+def _given_runs(contestants: Sequence[str | Path] | Mapping[str, Factory]) -> list[Run]:
+    if isinstance(contestants, Mapping):
+        return []
+    folders = [item for item in contestants if isinstance(item, Path) or (Path(item) / "recipe.yaml").is_file()]
+    if folders and len(folders) != len(contestants):
+        raise UsageError("compare takes either network specs or folders of finished runs, not both at once")
+    return [Run.open(folder) for folder in folders]
+
+
+def _builders(contestants: Sequence[str | Path] | Mapping[str, Factory]) -> dict[str, Factory | None]:
+    if isinstance(contestants, Mapping):
+        return dict(contestants)
+    names = [str(parse_spec(str(item))) for item in contestants]
+    if len(set(names)) != len(names):
+        raise UsageError(f"the same network is given twice: {' '.join(names)}")
+    return dict.fromkeys(names)
+
+
+def _default_folder(data: str, recipe: Recipe, minutes: float | None) -> Path:
+    text = json.dumps([recipe.model_dump(mode="json"), minutes], sort_keys=True)
+    name = "".join(c if c.isalnum() or c in "-_." else "-" for c in Path(data).name)
+    return Path("excite-runs") / f"compare-{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def _settled(
+    folder: Path,
+    recipe: Recipe,
+    builders: Mapping[str, Factory | None],
+    classes: int,
+    channels: int,
+    images: ImageData,
+    seeds: int,
+    minutes: float | None,
+) -> Recipe:
+    """The recipe with every choice made, as the folder holds it or for it to hold."""
+    path = folder / "recipe.yaml"
+    # Every spec is built once now: a wrong one is better refused before the first training than after the third.
+    networks = [build() if build else create(name, classes, channels) for name, build in builders.items()]
+    if path.is_file():
+        held = load(path)
+        free: dict[str, Any] = {"trainer.threads": held.trainer.threads}
+        if minutes is not None:
+            free["trainer.epochs"] = held.trainer.epochs
+        if recipe.replace(free) != held:
+            raise UsageError(f"{folder} holds a comparison under another recipe: choose another folder with --out")
+        return held
+    if minutes is not None:
+        loader, device = training_loader(recipe, images), pick_device(recipe.trainer.device)
+        epoch = seeds * len(loader) * sum(step_seconds(recipe, network, loader, device) for network in networks)
+        recipe = recipe.replace({"trainer.epochs": max(1, int(60 * minutes / epoch))})
+    recipe = recipe.replace({"trainer.threads": recipe.trainer.threads or torch.get_num_threads()})
+    recipe.write(path)
+    return recipe
+
+
+def _compare_runs(
+    runs: list[Run], data: str | ImageData | None, test: str | None, out: str | Path | None, progress: bool
+) -> dict[str, Any]:
+    groups: dict[str, dict[int, Run]] = {}
+    for run in runs:
+        group = groups.setdefault(run.card["spec"] or run.folder.name, {})
+        if group.setdefault(run.card["seed"], run) is not run:
+            raise UsageError(f"{run.folder} and {group[run.card['seed']].folder} are the same network and seed")
+    common = sorted(set.intersection(*(set(group) for group in groups.values())))
+    if not common:
+        raise UsageError("the runs of the networks have no seed in common: they cannot be paired")
+    first = runs[0].recipe
+    changes = {} if not isinstance(data, str) else {"data.path": data, "data.test_path": test}
+    images = data if isinstance(data, ImageData) else load_recipe_data(first.replace(changes).data)
+    if images.test is None:
+        raise UsageError(f"'{images.name}' has no test images; give them with --test-data")
+    notes = []
+    same = {json.dumps(r.recipe.model_dump(mode="json", exclude={"network", "seed"}), sort_keys=True) for r in runs}
+    if len(same) > 1:
+        notes.append("The runs were trained under different recipes: differences are not due to the network alone.")
+    dropped = sum(len(group) for group in groups.values()) - len(common) * len(groups)
+    if dropped:
+        notes.append(f"{dropped} runs were left out: their seed is not there for every network.")
+    classes, channels = len(images.classes), images.preprocessing.channels
+    entries = []
+    for position, (name, group) in enumerate(groups.items()):
+        for seed in common:
+            test_scores(group[seed], images, None)
+        build = lambda name=name: create(name, classes, channels)  # noqa: E731
+        entries.append(Entry(name, "contender" if position else "baseline", build, [group[seed] for seed in common]))
+    folder = Path(out) if out else Path("excite-runs") / ("compare-" + "-".join(groups).replace("/", "-"))
+    return _report(folder, entries, images, common, first, notes)
+
+
+def _control(entries: list[Entry], shape: tuple[int, int, int]) -> str:
+    """The baseline's spec, widened until one image takes as long as with the slowest contestant."""
+    from excite.timing import InferenceCall, time_in_turn
+
+    baseline = entries[0].name
+    parsed = parse_spec(baseline)
+    if len(entries) < 2 or parsed.source or "width" in dict(parsed.arguments):
+        raise UsageError("--control needs a baseline of excite's own without a width, and a network to rival")
+    calls = {e.name: InferenceCall(e.build(), shape, batch=1) for e in entries}
+    timed = time_in_turn(calls)
+    slowest = max((e.name for e in entries), key=timed.median)
+    low, high = 1.0, 4.0
+    name = baseline
+    for _ in range(5):
+        width = round((low + high) / 2 * 16) / 16
+        joint = "," if parsed.arguments else ":"
+        head, plus, units = baseline.partition("+")
+        name = f"{head}{joint}width={width:g}{plus}{units}"
+        both = {name: InferenceCall(create(name, 10, shape[0]), shape, batch=1), slowest: calls[slowest]}
+        ratio = time_in_turn(both).ratio(name, slowest).value
+        if abs(ratio - 1) < 0.02:
+            break
+        low, high = (width, high) if ratio < 1 else (low, width)
+    return str(parse_spec(name))
+
+
+def _report(
+    folder: Path, entries: list[Entry], images: ImageData, seeds: list[int], recipe: Recipe, notes: list[str] | None = None
+) -> dict[str, Any]:
+    metric = ClassificationTask.metric
+    shape = (images.preprocessing.channels, images.preprocessing.size, images.preprocessing.size)
+    assert images.test is not None
+    scores = {entry.name: np.stack([test_scores(run, images, None) for run in entry.runs]) for entry in entries}
+    measured = _measure(folder, entries, shape)
+    baseline = entries[0]
+    results: list[dict[str, Any]] = []
+    for entry in entries:
+        mean = mean_interval(scores[entry.name])
+        size = cost(entry.build(), shape)
+        result: dict[str, Any] = {
+            "spec": entry.name,
+            "role": entry.role,
+            "score": mean.value,
+            "score_ci95": _interval(mean),
+            "difference": None,
+            "difference_ci95": None,
+            "p_holm": None,
+            "parameters": size.parameters,
+            "macs": size.macs,
+            **measured[entry.name],
+            "train_seconds": float(np.mean([run.card["train_seconds"] for run in entry.runs])),
+            "runs": [_relative(run.folder, folder) for run in entry.runs],
+            "scores": [float(row.mean()) for row in scores[entry.name]],
+        }
+        results.append(result)
+    rivals = results[1:]
+    differences = [paired_difference(scores[r["spec"]], scores[baseline.name]) for r in rivals]
+    testable = [d.p for d in differences]
+    adjusted = holm([p for p in testable if p is not None]) if None not in testable else [None] * len(testable)
+    for result, difference, p in zip(rivals, differences, adjusted, strict=True):
+        result |= {"difference": difference.value, "difference_ci95": _interval(difference)}
+        result["p_holm"] = None if p is None else float(p)
+    comparison = {
+        "data": images.name,
+        "seeds": seeds,
+        "metric": {"name": metric.name, "unit": metric.unit, "higher_is_better": metric.higher_is_better},
+        "baseline": baseline.name,
+        "verdict": verdict(results, metric.higher_is_better) if len(seeds) >= 3 else None,
+        "results": results,
+        "images": len(images.test),
+        "epochs": recipe.trainer.epochs,
+        "recipe": recipe.model_dump(mode="json", exclude={"network", "seed"}),
+        "environment": environment(),
+        "notes": notes or [],
+    }
+    write_json(folder / "compare.json", comparison)
+    curves = {entry.name: [run.metrics() for run in entry.runs] for entry in entries}
+    write_atomically(folder / "reports" / "compare.html", compare_page(comparison, curves))
+    return comparison | {"folder": str(folder)}
+
+
+def verdict(results: list[dict[str, Any]], higher_is_better: bool = True) -> str:
+    """One sentence on every contestant against the first.
+
+    A difference counts as shown when its own 95 % interval leaves out zero and it stands after Holm's correction.
+    """
+    baseline, *rivals = results
+    if not rivals:
+        return f"{baseline['spec']} scores {baseline['score']:.2f}; there is nothing to compare it with."
+    shown, open_ = [], []
+    for result in rivals:
+        low, high = result["difference_ci95"]
+        if low <= 0 <= high or result["p_holm"] > 0.05:
+            open_.append(result["spec"])
+        else:
+            better = (result["difference"] > 0) == higher_is_better
+            shown.append(
+                f"{result['spec']} is {'better' if better else 'worse'} than {baseline['spec']} by "
+                f"{abs(result['difference']):.2f} points (95 % interval {min(abs(low), abs(high)):.2f} to "
+                f"{max(abs(low), abs(high)):.2f})"
+                + (f" at {result['latency_ratio']:.2f}× its latency" if result.get("latency_ratio") else "")
+            )
+    if open_:
+        shown.append(f"no difference shown between {' or '.join(open_)} and {baseline['spec']}")
+    text = "; ".join(shown) + "."
+    return text[0].upper() + text[1:] if not shown[0].startswith(tuple(r["spec"] for r in rivals)) else text
+
+
+def environment() -> dict[str, Any]:
+    """Where the figures were taken."""
+    return {
+        **versions(),
+        "python": platform.python_version(),
+        "cpu": _cpu(),
+        "threads": torch.get_num_threads(),
+        "date": date.today().isoformat(),
+    }
+
+
+def _cpu() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _measure(folder: Path, entries: list[Entry], shape: tuple[int, int, int]) -> dict[str, dict[str, Any]]:
+    """Latency and throughput of each network, driven in turn; kept, so that a second look shows the same figures."""
+    from excite.timing import InferenceCall, time_in_turn
+
+    path = folder / "timing.json"
+    with contextlib.suppress(OSError, ValueError):
+        held: dict[str, dict[str, Any]] = json.loads(path.read_text())
+        if list(held) == [entry.name for entry in entries]:
+            return held
+    batch = 32
+    networks = {entry.name: entry.build().eval() for entry in entries}
+    single = time_in_turn({name: InferenceCall(network, shape, batch=1) for name, network in networks.items()})
+    many = time_in_turn({name: InferenceCall(network, shape, batch=batch) for name, network in networks.items()})
+    first = entries[0].name
+    measured: dict[str, dict[str, Any]] = {}
+    for name in networks:
+        ratio = single.ratio(name, first) if name != first else None
+        measured[name] = {
+            "latency_ms": 1000 * single.median(name),
+            "latency_ratio": ratio.value if ratio else None,
+            "latency_ratio_ci95": [ratio.low, ratio.high] if ratio else None,
+            "throughput": batch / many.median(name),
+        }
+    write_json(path, measured)
+    return measured
+
+
+def _interval(estimate: Any) -> list[float] | None:
+    return None if estimate.low is None else [estimate.low, estimate.high]
+
+
+def _relative(path: Path, folder: Path) -> str:
+    with contextlib.suppress(ValueError):
+        return str(path.relative_to(folder))
+    return str(path)
+
+
+Scores = NDArray[np.float32]

@@ -1,0 +1,67 @@
+"""``cost``: what networks take, counted and measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from excite.cost import cost
+from excite.create import create
+from excite.networks.catalog import CATALOG
+from excite.spec import parse_spec
+from excite.timing import InferenceCall, time_in_turn
+
+THROUGHPUT_BATCH = 32
+
+
+def costs(
+    specs: Sequence[str], *, size: int | None = None, classes: int | None = None, latency: bool = True
+) -> list[dict[str, Any]]:
+    """Parameters, MACs, size and speed of networks.
+
+    Args:
+        specs: network specs; the first is what the latency of the others is held against.
+        size: side of the input in pixels; by default the one that the network was drawn for, else 224.
+        classes: by default 10 for networks drawn for 32 × 32 images, else 1000.
+        latency: measure, each network in its own process, driven in turn.
+
+    Returns:
+        One dictionary for each spec: ``spec``, ``size``, ``classes``, ``parameters``, ``macs``, ``mebibytes`` (of fp32
+        weights), and where measured ``latency_ms`` (batch 1), ``latency_ratio`` with ``latency_ratio_ci95`` (None for the
+        first) and ``throughput`` (images per second, batch 32).
+    """
+    rows: list[dict[str, Any]] = []
+    networks, shapes = [], []
+    for text in specs:
+        spec = parse_spec(text)
+        entry = None if spec.source else CATALOG.get(spec.name)
+        side = size or (entry.input_size if entry else 224)
+        heads = classes or (10 if side <= 32 else 1000)
+        network = create(text, heads).eval()
+        counted = cost(network, (3, side, side))
+        rows.append(
+            {
+                "spec": str(spec),
+                "size": side,
+                "classes": heads,
+                "parameters": counted.parameters,
+                "macs": counted.macs,
+                "mebibytes": 4 * counted.parameters / 2**20,
+            }
+        )
+        networks.append(network)
+        shapes.append((3, side, side))
+    if latency:
+        names = [f"{i} {row['spec']}" for i, row in enumerate(rows)]
+        pairs = list(zip(names, networks, shapes, strict=True))
+        single = time_in_turn({name: InferenceCall(net, shape, batch=1) for name, net, shape in pairs})
+        many = time_in_turn({name: InferenceCall(net, shape, batch=THROUGHPUT_BATCH) for name, net, shape in pairs})
+        for name, row in zip(names, rows, strict=True):
+            ratio = single.ratio(name, names[0]) if name != names[0] else None
+            row |= {
+                "latency_ms": 1000 * single.median(name),
+                "latency_ratio": ratio.value if ratio else None,
+                "latency_ratio_ci95": [ratio.low, ratio.high] if ratio else None,
+                "throughput": THROUGHPUT_BATCH / many.median(name),
+            }
+    return rows

@@ -1,0 +1,66 @@
+"""``train``: one network, one run folder."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from excite.errors import UsageError
+from excite.training.fit import fit, load_recipe_data
+from excite.training.recipe import Recipe
+from excite.training.run import Run
+from excite.verbs.evaluate import test_scores
+
+
+def train(
+    recipe: Recipe | None = None,
+    *,
+    resume: str | Path | None = None,
+    out: str | Path | None = None,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Train by a recipe, or go on with a run that was cut off, and score the result on the test images.
+
+    Args:
+        recipe: what to train; not with ``resume``.
+        resume: the folder of a run to go on with.
+        out: a new folder; by default one below ``excite-runs/`` named after network, data and time.
+        progress: show a bar on stderr.
+
+    Returns:
+        ``{"run", "spec", "epochs", "train_seconds", "metrics", "images"}``; ``metrics`` is None without test images.
+
+    Raises:
+        UsageError: neither or both of recipe and resume, or a folder that does not fit.
+        ExciteError: the training failed; what was saved stays.
+    """
+    if (recipe is None) == (resume is None):
+        raise UsageError("train needs either a recipe to start or a run to resume")
+    if resume is not None:
+        run = Run.open(resume)
+        recipe = run.recipe
+    else:
+        assert recipe is not None
+        run = Run(out or _new_folder(recipe))
+    data = load_recipe_data(recipe.data)
+    title = recipe.network.spec if progress else None
+    run = fit(recipe, run.folder, data=data, resume=resume is not None, title=title)
+    card = run.card
+    result: dict[str, Any] = {
+        "run": str(run.folder),
+        "spec": card["spec"],
+        "epochs": card["epochs"],
+        "train_seconds": card["train_seconds"],
+        "metrics": None,
+        "images": 0,
+    }
+    if data.test is not None:
+        scores = test_scores(run, data, None)
+        result |= {"metrics": run.test_metrics(), "images": len(scores)}
+    return result
+
+
+def _new_folder(recipe: Recipe) -> Path:
+    name = "".join(c if c.isalnum() or c in "-_.+" else "-" for c in Path(recipe.data.path).name)
+    return Path("excite-runs") / f"{recipe.network.spec}-{name}-{datetime.now():%Y%m%d-%H%M%S}"
