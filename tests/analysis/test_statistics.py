@@ -270,41 +270,42 @@ def of_the_mean(contender: Table, baseline: Table) -> Estimate:
     return mean_interval(contender)
 
 
-@pytest.mark.parametrize("ratio", SEED_TO_IMAGE)
+@pytest.mark.parametrize("ratio", [0.0, 1.0, 3.0])
 @pytest.mark.parametrize("seeds", [3, 5, 10])
 def test_coverage_of_normal_differences(seeds: int, ratio: float) -> None:
     # In the mixed regime with 3 seeds Satterthwaite's degrees of freedom would cover 92 %.
     assert 0.93 <= coverage(gaussian_pairs(seeds, 450, ratio, 1.0, 2000, seed=1), 0.0) <= 0.97
 
 
-@pytest.mark.parametrize("sd", [(0.0, 0.0), (0.0, 1.0), (0.1, 0.5), (0.3, 0.5)])
+@pytest.mark.parametrize("sd", [(0.0, 1.0), (0.1, 0.5), (0.3, 0.5)])
 @pytest.mark.parametrize("accuracy", [(0.93, 0.92), (0.985, 0.98)])
 def test_coverage_of_correctness(accuracy: tuple[float, float], sd: tuple[float, float]) -> None:
     truth = accuracy[0] - accuracy[1]
     assert 0.93 <= coverage(correct_pairs(3, 450, accuracy, sd, 1500, seed=2), truth) <= 0.97
-    assert 0.93 <= coverage(correct_pairs(3, 450, accuracy, sd, 1500, seed=3), accuracy[0], of_the_mean) <= 0.975
+    assert 0.93 <= coverage(correct_pairs(3, 450, accuracy, sd, 1500, seed=3), accuracy[0], of_the_mean) <= 0.97
+
+
+# The whole grid: some 20 minutes. The allowed noise of a simulated coverage is 0.2 % (450 images) to 0.5 %.
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("image_sd", [0.0, 0.3, 3.0])
 @pytest.mark.parametrize("ratio", SEED_TO_IMAGE)
-@pytest.mark.parametrize("images", [450, 10_000])
+@pytest.mark.parametrize(("images", "repeats"), [(450, 10_000), (10_000, 4000)])
 @pytest.mark.parametrize("seeds", [3, 5, 10])
-def test_coverage_of_normal_differences_everywhere(seeds: int, images: int, ratio: float, image_sd: float) -> None:
-    repeats = 10_000 if images == 450 else 2000
+def test_coverage_of_normal_differences_everywhere(
+    seeds: int, images: int, repeats: int, ratio: float, image_sd: float
+) -> None:
     assert 0.93 <= coverage(gaussian_pairs(seeds, images, ratio, image_sd, repeats, seed=4), 0.0) <= 0.97
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sd", [(0.0, 0.0), (0.0, 1.0), (0.03, 0.5), (0.1, 0.5), (0.3, 0.5)])
-@pytest.mark.parametrize(
-    "accuracy", [(0.8, 0.8), (0.92, 0.9), (0.95, 0.95), (0.955, 0.95), (0.985, 0.98), (0.99, 0.99)]
-)
-@pytest.mark.parametrize("images", [450, 10_000])
+@pytest.mark.parametrize("accuracy", [(0.8, 0.8), (0.92, 0.9), (0.955, 0.95), (0.985, 0.98), (0.99, 0.99)])
+@pytest.mark.parametrize(("images", "repeats"), [(450, 5000), (10_000, 2000)])
 @pytest.mark.parametrize("seeds", [3, 5, 10])
 def test_coverage_of_correctness_everywhere(
-    seeds: int, images: int, accuracy: tuple[float, float], sd: tuple[float, float]
+    seeds: int, images: int, repeats: int, accuracy: tuple[float, float], sd: tuple[float, float]
 ) -> None:
-    repeats = 5000 if images == 450 else 1500
     truth = accuracy[0] - accuracy[1]
     assert 0.93 <= coverage(correct_pairs(seeds, images, accuracy, sd, repeats, seed=5), truth) <= 0.97

@@ -1,5 +1,7 @@
 """The catalogue's figures, held against the networks themselves."""
 
+import functools
+
 import pytest
 import torch
 
@@ -15,6 +17,7 @@ FIGURES = [
 ]
 
 
+@functools.cache
 def costs(spec, num_classes, size):
     with torch.device("meta"):
         return cost(create(spec, num_classes), (3, size, size))

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -237,7 +238,7 @@ def test_balanced_weights_are_those_of_scikit_learn() -> None:
     ours = _class_weights(small(**{"task.class_weights": "balanced"}), data)
     labels = data.train.labels.numpy()
     assert ours is not None
-    assert ours.tolist() == pytest.approx(compute_class_weight("balanced", classes=range(10), y=labels).tolist())
+    assert ours.tolist() == pytest.approx(compute_class_weight("balanced", classes=np.arange(10), y=labels).tolist())
 
 
 def test_minutes_become_epochs_in_the_recipe(tmp_path) -> None:

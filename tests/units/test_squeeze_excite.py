@@ -389,8 +389,14 @@ def test_compiles_without_graph_breaks(squeeze):
     u = random_map(2, 8, 4, 5, dtype=torch.float32)
     assert_same_and_same_gradients(compiled, unit, (u,))
     assert_same_and_same_gradients(compiled, unit, (u.contiguous(memory_format=torch.channels_last), u))
+
+
+def test_compiles_under_autocast():
+    torch.compiler.reset()
+    unit = SqueezeExcite(8, 2)
+    u = random_map(2, 8, 4, 5, dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
-        torch.testing.assert_close(compiled(u), unit(u))
+        torch.testing.assert_close(torch.compile(unit, fullgraph=True, backend="aot_eager")(u), unit(u))
 
 
 def test_exports_with_any_batch_and_size():

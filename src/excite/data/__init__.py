@@ -7,5 +7,6 @@ from excite.data.augment import Augmentation
 from excite.data.base import ImageData, Preprocessing, Split
 from excite.data.load import load_data
 from excite.data.loader import Loader
+from excite.data.own import from_datasets
 
-__all__ = ["Augmentation", "ImageData", "Loader", "Preprocessing", "Split", "load_data"]
+__all__ = ["Augmentation", "ImageData", "Loader", "Preprocessing", "Split", "from_datasets", "load_data"]

@@ -70,6 +70,19 @@ class BatchedImages(Protocol):
         ...
 
 
+@runtime_checkable
+class DrawnImages(Protocol):
+    """Images that hold random draws of their own."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int, /) -> tuple[Any, int]: ...
+
+    def drawn(self, i: int, seed: int, epoch: int) -> torch.Tensor:
+        """Image ``i`` as it is drawn in an epoch, (C, H, W)."""
+        ...
+
+
 class StackedImages:
     """Images of one size that are held decoded in memory.
 

@@ -24,9 +24,9 @@ CANVAS = 32  # pixels
 USUAL_SIZE = 16  # height in pixels of a digit of scale 1
 SCALES = (0.5, 2.0)
 TEST_FRACTION = 0.25
-PAPER = (0.1, 0.4)  # grey of the background, 0 black, 1 white
-CONTRAST = (0.3, 0.6)  # how much lighter the ink is
-NOISE = 0.06  # standard deviation, of pixels in [0, 1]
+PAPER = (0.1, 0.3)  # grey of the background, 0 black, 1 white
+CONTRAST = (0.4, 0.7)  # how much lighter the ink is
+NOISE = 0.05  # standard deviation, of pixels in [0, 1]
 MEAN, STD = (0.35,) * 3, (0.22,) * 3
 
 _FIXED_SEED = -1  # of what is drawn once and for all: no run has it

@@ -43,7 +43,7 @@ def bits(seed: int, epoch: int, index: Indices, stream: str, count: int = 1) -> 
 def uniform(seed: int, epoch: int, index: Indices, stream: str, count: int = 1) -> npt.NDArray[np.float64]:
     """Draws uniform in [0, 1), shape (N, count); the arguments are those of :func:`bits`."""
     # The upper 53 bits fill a double's mantissa exactly.
-    return (bits(seed, epoch, index, stream, count) >> np.uint64(11)) * 2.0**-53
+    return (bits(seed, epoch, index, stream, count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def permutation(seed: int, epoch: int, size: int) -> Indices:

@@ -75,11 +75,18 @@ class Listing:
 
 
 class EncodedImages:
-    """Images that are decoded each time they are asked for, because all of them would not fit in memory."""
+    """Images that are decoded each time they are asked for, because all of them would not fit in memory.
 
-    def __init__(self, listing: Listing, channels: int) -> None:
+    Args:
+        listing: the files.
+        channels: 3 for colour, 1 for grey.
+        refuse: whether an image that turns out broken ends the work; else it is skipped.
+    """
+
+    def __init__(self, listing: Listing, channels: int, refuse: bool) -> None:
         self.listing = listing
         self.channels = channels
+        self.refuse = refuse
 
     def __len__(self) -> int:
         return len(self.listing)
@@ -159,9 +166,10 @@ def decode_apart(
     return Split(DecodedImages(pixels, labels), labels, kept.names(), num_classes, broken=reasons)
 
 
-def left_encoded(listing: Listing, num_classes: int, channels: int) -> Split:
+def left_encoded(listing: Listing, num_classes: int, channels: int, broken: str) -> Split:
     """A split whose images are decoded when they are needed; a broken one is found only then."""
-    return Split(EncodedImages(listing, channels), torch.from_numpy(listing.labels), listing.names(), num_classes)
+    images = EncodedImages(listing, channels, refuse=broken == "refuse")
+    return Split(images, torch.from_numpy(listing.labels), listing.names(), num_classes)
 
 
 def tell_broken(names: Sequence[str], reasons: Sequence[str], refuse: bool) -> None:

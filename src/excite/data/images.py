@@ -55,11 +55,11 @@ def decode(content: bytes, channels: int = 3) -> torch.Tensor:
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            _check_size(image)
-            if "exif" in image.info or image.format == "TIFF":
-                image = ImageOps.exif_transpose(image)
-            pixels = np.array(_eight_bit(image, "RGB" if channels == 3 else "L"))
+        with Image.open(io.BytesIO(content)) as file:
+            _check_size(file)
+            turned = "exif" in file.info or file.format == "TIFF"
+            image = ImageOps.exif_transpose(file) if turned else file
+            pixels = np.array(_eight_bit(image, file.format, "RGB" if channels == 3 else "L"))
     except BrokenImageError:
         raise
     except Exception as error:  # Pillow's decoders raise nearly anything on bad input
@@ -103,7 +103,8 @@ def fit(image: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
     if preprocessing.resize is None and image.shape[-2:] == (size, size):
         return image
     image = _resize_shorter(image, preprocessing.resize or size, preprocessing.interpolation)
-    top, left = ((side - size) // 2 for side in image.shape[-2:])
+    # Rounded to even, as torchvision does: published networks were scored on these very pixels.
+    top, left = (round((side - size) / 2) for side in image.shape[-2:])
     return image[:, top : top + size, left : left + size]
 
 
@@ -129,17 +130,15 @@ def _check_size(image: Image.Image) -> None:
         raise BrokenImageError(f"{image.width} × {image.height} pixels are more than the {MAX_PIXELS:,} allowed")
 
 
-def _eight_bit(image: Image.Image, mode: str) -> Image.Image:
+def _eight_bit(image: Image.Image, file_format: str | None, mode: str) -> Image.Image:
     from PIL import Image
 
-    if image.mode in _SIXTEEN_BIT or (image.mode == "I" and image.format == "PNG"):
+    if image.mode in _SIXTEEN_BIT or (image.mode == "I" and file_format == "PNG"):
         # Pillow's own conversion clips at 255; white is 65535.
         deep = np.asarray(image).astype(np.uint32)
         image = Image.fromarray(((deep * 255 + 32767) // 65535).astype(np.uint8))
     elif image.mode in ("I", "F"):
-        raise BrokenImageError(
-            f"pixels of {image.format} mode {image.mode!r} have no known white: save it with 8 bits"
-        )
+        raise BrokenImageError(f"{file_format} pixels of mode {image.mode!r} have no known white: save 8 bits")
     if image.mode in ("PA", "LA", "La", "RGBA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")

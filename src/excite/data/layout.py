@@ -70,8 +70,8 @@ def read_layout(files: Sequence[str], folders: Iterable[str]) -> Layout:
     images.sort()
     folder_steps = [steps for folder in folders if not _hidden(steps := tuple(folder.split("/")))]
 
-    depth = _wrapper_depth([steps for steps, _ in images])
-    wrapper = images[0][0][:depth] if images else ()
+    wrapper = _wrapper([steps for steps, _ in images])
+    depth = len(wrapper)
     has_splits = _has_splits({steps[depth] for steps, _ in images if len(steps) > depth + 1})
 
     parts: dict[str, Part] = {}
@@ -94,17 +94,18 @@ def _hidden(steps: tuple[str, ...]) -> bool:
     return any(step.startswith(".") or step == "__MACOSX" for step in steps)
 
 
-def _wrapper_depth(images: list[tuple[str, ...]]) -> int:
-    """How many folders merely wrap the set: ``photos/train/cat/1.jpg`` has one, ``photos``."""
-    depth = 0
-    while images:
-        tops = {steps[depth] for steps in images}
-        # One folder for all images is a wrapper if every image lies at least two folders deep inside it; a
-        # lone train/ is a split, and a lone class is refused later.
-        if len(tops) > 1 or tops & SPLITS.keys() or min(len(steps) for steps in images) < depth + 3:
-            break
-        depth += 1
-    return depth
+def _wrapper(images: list[tuple[str, ...]]) -> tuple[str, ...]:
+    """The folders that merely wrap the set: ``photos/train/cat/1.jpg`` has one, ``photos``."""
+    wrapper: tuple[str, ...] = ()
+    while True:
+        depth = len(wrapper)
+        tops = {steps[depth] for steps in images if len(steps) >= depth + 2}
+        deep = [steps for steps in images if len(steps) >= depth + 3]
+        # A lone folder is a wrapper if most images lie at least two folders deep inside it; a lone train/ is a
+        # split, and a lone class is refused later.
+        if len(tops) != 1 or next(iter(tops)).lower() in SPLITS or 2 * len(deep) <= len(images):
+            return wrapper
+        wrapper = deep[0][: depth + 1]
 
 
 def _has_splits(tops: set[str]) -> bool:

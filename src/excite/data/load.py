@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from excite.data import digits
-from excite.data.augment import PHOTOS, SMALL_IMAGES
+from excite.data.augment import PHOTOS, SMALL_IMAGES, Augmentation
 from excite.data.base import (
     CIFAR_MEAN,
     CIFAR_STD,
@@ -165,9 +165,8 @@ def _parse(spec: str) -> tuple[str, str]:
     if "/" in spec or "\\" in spec or ".tar" in spec:
         raise UsageError(f"There is no folder or file {spec}.")
     hint = nearest(kind, list(_KINDS))
-    raise UsageError(
-        f"Unknown data {spec!r}: {hint} Known are {', '.join(_KINDS)}, and the path of a folder or tar of class folders."
-    )
+    known = f"{', '.join(_KINDS)}, and the path of a folder or tar of class folders"
+    raise UsageError(" ".join(filter(None, [f"Unknown data {spec!r}:", hint, f"known are {known}."])))
 
 
 def _load_digits(options: _Options) -> ImageData:
@@ -191,7 +190,7 @@ def _stacked_part(split: Split, chosen: np.ndarray) -> Split:
     assert isinstance(split.images, StackedImages)
     mask = torch.from_numpy(chosen)
     labels = split.labels[mask]
-    names = [split.names[i] for i in np.flatnonzero(chosen)]
+    names = [name for name, one in zip(split.names, chosen, strict=True) if one]
     return Split(StackedImages(split.images.pixels[mask], labels), labels, names, split.num_classes)
 
 
@@ -260,9 +259,8 @@ class _Found:
         for name in sorted(self.part.folders):
             if name not in number:
                 hint = nearest(name, list(classes))
-                raise UsageError(
-                    f"The class {name!r} in {where} is none of the {len(classes)} classes: {_some(classes)}. {hint}".strip()
-                )
+                known = f"the {len(classes)} classes: {_some(classes)}"
+                raise UsageError(f"The class {name!r} in {where} is none of {known}. {hint}".strip())
         labels = np.array([number[name] for name in self.part.classes], dtype=np.int64)
         assert self.source is not None
         return Listing(self.source, np.array(self.part.files, dtype=np.int64), labels)
@@ -276,7 +274,7 @@ def _open(kind: str, path: str, options: _Options) -> dict[str, _Found]:
         logger.info("%s: files left out: %s", path, reasons)
     if not any(part.files for part in layout.parts.values()):
         raise UsageError(
-            f"{path} holds no images in class folders: expected are files like {'train/cat/1.jpg'!r} or {'cat/1.jpg'!r}."
+            f"{path} holds no images in class folders: expected are files like 'train/cat/1.jpg' or 'cat/1.jpg'."
         )
     return {name: _Found(source, part, path) for name, part in layout.parts.items()}
 
@@ -319,21 +317,20 @@ def _hold_out_test(found: _Found, path: str) -> dict[str, _Found]:
         len(held),
     )
 
-    def half(chosen: Indices) -> _Found:
-        files = [part.files[i] for i in chosen]
-        return _Found(found.source, Part(files, [part.classes[i] for i in chosen], set(part.folders)), path)
+    def half(chosen: Indices, folders: set[str]) -> _Found:
+        classes = [part.classes[i] for i in chosen]
+        return _Found(found.source, Part([part.files[i] for i in chosen], classes, folders or set(classes)), path)
 
-    train, test = half(np.flatnonzero(~held)), half(np.flatnonzero(held))
-    if lonely := sorted(test.part.folders - set(test.part.classes)):
-        in_training = set(train.part.classes)
-        if set(lonely) <= in_training:
-            test.part.folders -= set(lonely)  # a class of one image stays in training
-    return {"train": train, "test": test}
+    # An empty class folder is told of once, in training; a class of one image stays there.
+    return {
+        "train": half(np.flatnonzero(~held), set(part.folders)),
+        "test": half(np.flatnonzero(held), set()),
+    }
 
 
 def _plan(
     main: Listing, listings: dict[str, Listing], num_classes: int, path: str, options: _Options
-) -> tuple[Preprocessing, Callable[[Listing], Split], object]:
+) -> tuple[Preprocessing, Callable[[Listing], Split], Augmentation]:
     """Look at the images' sizes: the preprocessing, how the splits are kept, and the usual augmentation."""
     sizes = probe_sizes(main)
     if not len(sizes):
@@ -355,7 +352,7 @@ def _plan(
 
     def make(listing: Listing) -> Split:
         if total * bytes_each > options.memory_limit:
-            return left_encoded(listing, num_classes, options.channels)
+            return left_encoded(listing, num_classes, options.channels, options.broken)
         if augmentation is SMALL_IMAGES:
             return decode_stacked(listing, num_classes, preprocessing, options.broken, options.progress)
         return decode_apart(listing, num_classes, options.channels, options.broken, options.progress)

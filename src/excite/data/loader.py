@@ -11,9 +11,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from excite.data.augment import Augmentation, crop_and_flip, erase, mix, randaugment, resized_windows
-from excite.data.base import BatchedImages, Preprocessing, Split
+from excite.data.base import BatchedImages, DrawnImages, Preprocessing, Split
 from excite.data.draws import Indices, permutation
-from excite.data.encoded import tell_broken
+from excite.data.encoded import EncodedImages, tell_broken
 from excite.data.images import BrokenImageError, fit, resize
 from excite.errors import ExciteError, UsageError
 
@@ -44,7 +44,6 @@ class Loader:
         workers: processes that prepare batches ahead; 0 prepares them in this process.
         rank: this process's number among ``world_size`` that share an epoch.
         world_size: the number of processes that share an epoch.
-        broken: ``"skip"`` or ``"refuse"`` images that turn out broken when they are first decoded here.
 
     Raises:
         UsageError: the batch size, the ranks, or the number of images do not allow a batch.
@@ -62,7 +61,6 @@ class Loader:
         workers: int = 0,
         rank: int = 0,
         world_size: int = 1,
-        broken: str = "skip",
     ) -> None:
         if batch_size < 1 or (shuffle and batch_size < 2):
             raise UsageError(f"The batch size is {batch_size}: training needs at least 2 images, evaluation 1.")
@@ -82,14 +80,14 @@ class Loader:
         self._next = 0  # the batch that is handed out next
         self._resumed = False  # whether _next was loaded rather than counted
         self._broken: set[str] = set()
-        self._refuse = broken == "refuse"
+        self._refuse = isinstance(split.images, EncodedImages) and split.images.refuse
         self._maker = _BatchMaker(split, preprocessing, augment or Augmentation(), seed)
         self._ahead: DataLoader[_Made] | None = None
         if workers:
             self._ahead = DataLoader(
                 self._maker,
                 batch_size=None,
-                sampler=_Jobs(self),  # type: ignore[arg-type]
+                sampler=_Jobs(self),
                 num_workers=workers,
                 persistent_workers=True,
                 # A generator of its own: else starting the workers would draw from torch's global one.
@@ -136,10 +134,8 @@ class Loader:
         for number, made in enumerate(self._made(), start=self._next):
             self._note_broken(made.broken)
             self._next = number + 1
-            if len(made.index) == 1 and self.shuffle:
-                raise ExciteError(
-                    "All images but one of a training batch are broken: mend or remove them, or raise the batch size."
-                )
+            if len(made.index) < 2 and self.shuffle:
+                raise ExciteError("Fewer than two images of a training batch can be read: mend or remove the others.")
             if len(made.index):
                 yield made.images, made.targets, made.index
 
@@ -284,14 +280,23 @@ class _BatchMaker(Dataset["_Made"]):
         decoded, kept, broken = [], [], {}
         for i in index:
             try:
-                decoded.append(self._sized(images[int(i)][0], int(i), epoch))
+                decoded.append(self._sized(self._one(int(i), epoch), int(i), epoch))
                 kept.append(i)
             except BrokenImageError as error:
                 broken[self.split.names[int(i)]] = str(error)
         empty = torch.empty(0, self.preprocessing.channels, size, size, dtype=torch.uint8)
         return torch.stack(decoded) if decoded else empty, np.array(kept, dtype=np.int64), broken
 
+    def _one(self, i: int, epoch: int) -> torch.Tensor:
+        images = self.split.images
+        if isinstance(images, DrawnImages):
+            return images.drawn(i, self.seed, epoch)
+        image: torch.Tensor = images[i][0]
+        return image
+
     def _sized(self, image: torch.Tensor, i: int, epoch: int) -> torch.Tensor:
+        if image.is_floating_point():
+            return image  # a user's own transform has made it what the network is fed
         if self.augment.crop != "resized":
             return fit(image, self.preprocessing)
         sizes = np.array([image.shape[-2:]])

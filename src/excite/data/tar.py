@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import lzma
 import tarfile
+import zlib
 from pathlib import Path, PurePosixPath
 
 from excite.errors import ExciteError, UsageError
@@ -36,18 +38,19 @@ class TarFiles:
         self.path = Path(path)
         if not self.path.is_file():
             raise UsageError(f"{self.path} is not a file.")
-        self.names: list[str] = []
         self.folders: list[str] = []
         self.refused = 0
-        self._offsets: list[tuple[int, int]] = []
-        self._contents: list[bytes] | None = None
+        # By name: where a name comes twice, the later file is the one that unpacking would leave.
+        self._places: dict[str, tuple[int, int]] = {}
+        self._contents: dict[str, bytes] = {}
         try:
             if self._is_compressed():
                 self._read_compressed(memory_limit)
             else:
                 self._index()
-        except (tarfile.TarError, EOFError, OSError) as error:
+        except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
             raise ExciteError(f"Cannot read the tar {self.path}: {error}; is it whole, and is it a tar?") from error
+        self.names = list(self._places or self._contents)
         if self.refused:
             logger.warning(
                 "%s: %d members left out: links, devices, or names that lead out of the archive", path, self.refused
@@ -55,9 +58,10 @@ class TarFiles:
 
     def read(self, position: int) -> bytes:
         """The content of a file."""
-        if self._contents is not None:
-            return self._contents[position]
-        offset, size = self._offsets[position]
+        name = self.names[position]
+        if name in self._contents:
+            return self._contents[name]
+        offset, size = self._places[name]
         with open(self.path, "rb") as file:
             file.seek(offset)
             return file.read(size)
@@ -69,17 +73,16 @@ class TarFiles:
     def _index(self) -> None:
         with tarfile.open(self.path, "r:") as archive:
             for member in archive:
-                if self._take(member):
-                    self._offsets.append((member.offset_data, member.size))
+                if name := self._safe_name(member):
+                    self._places[name] = member.offset_data, member.size
             if archive.offset + _BLOCK > self.path.stat().st_size:
                 logger.warning("%s has no end mark: it may have been cut off between two files", self.path)
 
     def _read_compressed(self, memory_limit: int) -> None:
-        self._contents = []
         taken = 0
         with tarfile.open(self.path, "r:*") as archive:
             for member in archive:
-                if not self._take(member):
+                if not (name := self._safe_name(member)):
                     continue
                 taken += member.size
                 if taken > memory_limit:
@@ -89,16 +92,16 @@ class TarFiles:
                     )
                 file = archive.extractfile(member)
                 assert file is not None
-                self._contents.append(file.read())
+                self._contents[name] = file.read()
 
-    def _take(self, member: tarfile.TarInfo) -> bool:
+    def _safe_name(self, member: tarfile.TarInfo) -> str:
+        """The name of a file that may be used; empty for all else, which is noted as a folder or as refused."""
         path = PurePosixPath(member.name)
-        safe = not path.is_absolute() and ".." not in path.parts
-        if member.isdir() and safe:
+        inside = not path.is_absolute() and ".." not in path.parts
+        if member.isreg() and inside and not member.issparse():
+            return str(path)
+        if member.isdir() and inside:
             self.folders.append(str(path))
-        elif member.isreg() and safe and not member.issparse():
-            self.names.append(str(path))
-            return True
         else:
             self.refused += 1
-        return False
+        return ""

@@ -12,15 +12,17 @@ from rich.text import Text
 
 from excite.report import wording
 
-WIDE = 132  # columns from which every figure has a column of its own
 STYLES = {wording.BETTER: "green", wording.WORSE: "red"}
 
 
 def compare_table(result: dict[str, Any]) -> RenderableType:
-    """A comparison for the terminal: a table that fits 80 columns and spreads out on wider ones, then the verdict.
+    """A comparison for the terminal: the table, and under it the verdict.
 
     Args:
         result: the content of ``compare.json``.
+
+    Returns:
+        Something for ``rich.print``. It fits 80 columns; where there is room every figure has a column of its own.
     """
     parts: list[RenderableType] = [_AdaptiveTable(result)]
     if result["verdict"]:
@@ -35,66 +37,74 @@ class _AdaptiveTable:
         self.result = result
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield _wide(self.result) if options.max_width >= WIDE else _narrow(self.result)
+        wide = _wide(self.result)
+        fits = console.measure(wide, options=options.update(width=1000)).maximum <= options.max_width
+        yield wide if fits else _narrow(self.result)
 
 
 def _table(result: dict[str, Any]) -> Table:
     seeds = len(result["seeds"])
-    title = Text(f"{result['data']} · {seeds} seed" + ("s" if seeds != 1 else ""), style="bold")
+    facts = [result["data"], f"{seeds} seed" + ("s" if seeds != 1 else "")]
+    if result["epochs"] is not None:
+        facts.append(f"{result['epochs']:,} epochs")
+    if result["images"] is not None:
+        facts.append(f"{result['images']:,} test images")
+    title = Text(" · ".join(facts), style="bold")
     return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
 
 
-def _header(result: dict[str, Any]) -> tuple[Text, Text]:
-    """The titles of the score and the difference, with the direction that is better."""
-    metric = result["metric"]
-    unit, difference = metric["unit"], wording.difference_unit(metric["unit"])
+def _score_title(metric: dict[str, Any]) -> str:
+    """The metric, the direction that is better, and the unit."""
     arrow = "↑" if metric["higher_is_better"] else "↓"
-    score = f"{metric['name']} {arrow}" + (f" ({unit})" if unit else "")
-    return Text(score), Text("difference" + (f" ({difference})" if difference else ""))
+    return f"{metric['name']} {arrow}" + (f" ({metric['unit']})" if metric["unit"] else "")
+
+
+def _difference_title(word: str, metric: dict[str, Any]) -> str:
+    unit = wording.difference_unit(metric["unit"])
+    return f"{word} ({unit})" if unit else word
 
 
 def _wide(result: dict[str, Any]) -> Table:
+    metric = result["metric"]
+    columns = {"spec": "network", "score": _score_title(metric), "score_interval": "95 % interval"}
+    if wording.compares(result):
+        columns |= {"difference": _difference_title("difference", metric), "difference_interval": "95 % interval"}
+        columns |= {"remark": "shown"}
+    columns |= {"parameters": "params", "macs": "MACs", "latency": "latency"}
+    columns |= {"ratio": "ratio", "throughput": "images/s", "training": "training"}
     table = _table(result)
-    score, difference = _header(result)
-    table.add_column("network", overflow="fold")
-    for title in (score, "95 % interval", difference, "95 % interval", "shown"):
-        table.add_column(title, justify="right", no_wrap=True)
-    for title in ("params", "MACs", "latency", "ratio", "images/s", "training"):
-        table.add_column(title, justify="right", no_wrap=True)
+    for key, title in columns.items():
+        table.add_column(Text(title), justify="left" if key in ("spec", "remark") else "right", no_wrap=True)
     for entry in result["results"]:
         cells = _cells(entry, result)
-        table.add_row(
-            cells["spec"], cells["score"], cells["score_interval"], cells["difference"], cells["difference_interval"],
-            cells["finding"], cells["parameters"], cells["macs"], cells["latency"], cells["ratio"],
-            cells["throughput"], cells["training"],
-        )  # fmt: skip
+        table.add_row(*(cells[key] for key in columns))
     return table
 
 
 def _narrow(result: dict[str, Any]) -> Table:
     """Two lines a network: the figure, and under it its interval or its companion."""
+    metric = result["metric"]
+    columns = {
+        ("spec", "remark"): ("network", ""),
+        ("score", "score_interval"): (_score_title(metric), "95 % interval"),
+    }
+    if wording.compares(result):
+        columns[("difference", "difference_interval")] = (_difference_title("Δ", metric), "95 % interval")
+    columns |= {
+        ("parameters", "macs"): ("params", "MACs"),
+        ("latency", "ratio"): ("latency", "ratio"),
+        ("throughput", "training"): ("images/s", "training"),
+    }
     table = _table(result)
-    score, difference = _header(result)
-    table.add_column("network", overflow="fold")
-    for title, under in (
-        (score, "95 % interval"),
-        (difference, "95 % interval"),
-        (Text("params"), "MACs"),
-        (Text("latency"), "ratio"),
-        (Text("images/s"), "training"),
-    ):
-        table.add_column(_stack(title, Text(under, style="dim")), justify="right", no_wrap=True)
+    for (key, _), (title, under) in columns.items():
+        header = _stack(Text(title), Text(under, style="dim"))
+        if key == "spec":
+            table.add_column(header, overflow="fold", min_width=12)
+        else:
+            table.add_column(header, justify="right", no_wrap=True)
     for entry in result["results"]:
         cells = _cells(entry, result)
-        table.add_row(
-            _stack(cells["spec"], cells["role"]),
-            _stack(cells["score"], cells["score_interval"]),
-            _stack(cells["difference"], cells["difference_interval"]),
-            _stack(cells["parameters"], cells["macs"]),
-            _stack(cells["latency"], cells["ratio"]),
-            _stack(cells["throughput"], cells["training"]),
-            end_section=entry is not result["results"][-1],
-        )
+        table.add_row(*(_stack(cells[key], cells[under]) for key, under in columns), end_section=True)
     return table
 
 
@@ -107,23 +117,24 @@ def _cells(entry: dict[str, Any], result: dict[str, Any]) -> dict[str, Text]:
     places = wording.decimals(result["metric"]["unit"])
     found = wording.finding(entry, result)
     style = STYLES.get(found, "")
-    is_baseline = entry["role"] == "baseline"
-    role = ", ".join(word for word in (entry["role"].replace("contender", ""), found) if word)
-    ratio = "" if is_baseline or entry["latency_ratio"] is None else f"{wording.fixed(entry['latency_ratio'], 2)}×"
-    difference = "" if entry["difference"] is None or is_baseline else wording.signed(entry["difference"], places)
+    remark = ", ".join(word for word in (entry["role"].replace("contender", ""), found) if word)
+    ratio = difference = difference_interval = ""
+    if entry["role"] != "baseline":
+        if wording.is_number(entry["latency_ratio"]):
+            ratio = f"{wording.fixed(entry['latency_ratio'], 2)}×"
+        if entry["difference"] is not None:
+            difference = wording.signed(entry["difference"], places)
+            difference_interval = wording.interval(entry["difference_ci95"], places, wording.signed)
     return {
         "spec": Text(entry["spec"], style="bold"),
-        "role": Text(role, style=style or "dim"),
+        "remark": Text(remark, style=style or "dim"),
         "score": Text(wording.fixed(entry["score"], places), style="bold"),
         "score_interval": Text(wording.interval(entry["score_ci95"], places), style="dim"),
         "difference": Text(difference, style=f"bold {style}"),
-        "difference_interval": Text(
-            "" if is_baseline else wording.interval(entry["difference_ci95"], places, wording.signed), style="dim"
-        ),
-        "finding": Text("baseline" if is_baseline else found, style=style or "dim"),
+        "difference_interval": Text(difference_interval, style="dim"),
         "parameters": Text(wording.magnitude(entry["parameters"])),
         "macs": Text(wording.magnitude(entry["macs"])),
-        "latency": Text(f"{wording.significant(entry['latency_ms'])} ms"),
+        "latency": Text(wording.milliseconds(entry["latency_ms"])),
         "ratio": Text(ratio, style="dim"),
         "throughput": Text(wording.significant(entry["throughput"])),
         "training": Text(wording.duration(entry["train_seconds"]), style="dim"),

@@ -44,12 +44,12 @@ def interval(bounds: Sequence[float] | None, decimals: int, say: Callable[[float
 
 
 def significant(value: float | None, digits: int = 3) -> str:
-    """``1234.5`` as ``1,235``, ``2.1387`` as ``2.14``: at least the whole digits, else ``digits`` significant ones."""
+    """``2.1387`` as ``2.14``, ``12345.6`` as ``12,346``: decimals up to ``digits`` digits in all."""
     if value is None or not math.isfinite(value):
         return MISSING
     rounded = float(f"{value:.{digits - 1}e}") if value else 0.0  # 9.996 counts as 10.0 when its digits are laid out
     whole = math.floor(math.log10(abs(rounded))) + 1 if rounded else 1
-    return f"{value:,.{max(0, digits - max(whole, 1))}f}".replace("-", MINUS)
+    return f"{value:,.{max(0, digits - whole)}f}".replace("-", MINUS)
 
 
 def magnitude(count: float | None) -> str:
@@ -60,6 +60,11 @@ def magnitude(count: float | None) -> str:
         if count >= 0.9995 * size:
             return f"{significant(count / size)} {prefix}"
     return f"{count:.0f}"
+
+
+def milliseconds(value: float | None) -> str:
+    """A latency to three digits: ``2.14 ms``."""
+    return f"{significant(value)} ms" if is_number(value) else MISSING
 
 
 def duration(seconds: float | None) -> str:
@@ -100,6 +105,11 @@ def decimals(unit: str) -> int:
 def difference_unit(unit: str) -> str:
     """A difference of percentages is in percentage points."""
     return "points" if unit == "%" else unit
+
+
+def compares(result: dict[str, Any]) -> bool:
+    """Whether there is a difference to show; a lone network shows its score instead."""
+    return any(entry["difference"] is not None and entry["role"] != "baseline" for entry in result["results"])
 
 
 def finding(entry: dict[str, Any], result: dict[str, Any]) -> str:

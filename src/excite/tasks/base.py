@@ -17,6 +17,11 @@ class Metric:
     unit: str
     higher_is_better: bool
 
+    @property
+    def factor(self) -> float:
+        """What turns the mean of the images' scores into the metric in its unit."""
+        return 100.0 if self.unit == "%" else 1.0
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -24,7 +29,8 @@ class Evaluation:
 
     Attributes:
         metrics: every metric by name, in the task's units (percentages as 0–100).
-        scores: ``(N,)``, each image's own share in the headline metric, whose mean is that metric.
+        scores: ``(N,)``, each image's own score, whose mean is the headline metric; where that is a percentage the
+            scores are fractions (0 and 1 for wrong and right).
         details: arrays that are too long for a table, such as the confusion matrix.
     """
 

@@ -109,6 +109,6 @@ def evaluate(network: nn.Module, batches: Iterable[Batch], device: torch.device 
     confusion = MulticlassConfusionMatrix(classes)(logits.argmax(1), labels)
     return Evaluation(
         metrics=metrics,
-        scores=(100 * right.float()).numpy(),
+        scores=right.float().numpy(),
         details={"confusion": confusion.numpy(), "predictions": logits.argmax(1).numpy()},
     )

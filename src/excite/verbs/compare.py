@@ -15,10 +15,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
-from excite.analysis.statistics import holm, mean_interval, paired_difference
+from excite.analysis.statistics import Estimate, holm, mean_interval, paired_difference
 from excite.cost import cost
 from excite.create import create
 from excite.data import ImageData
@@ -277,8 +276,8 @@ def _report(
         result: dict[str, Any] = {
             "spec": entry.name,
             "role": entry.role,
-            "score": mean.value,
-            "score_ci95": _interval(mean),
+            "score": metric.factor * mean.value,
+            "score_ci95": _interval(mean, metric.factor),
             "difference": None,
             "difference_ci95": None,
             "p_holm": None,
@@ -287,7 +286,7 @@ def _report(
             **measured[entry.name],
             "train_seconds": float(np.mean([run.card["train_seconds"] for run in entry.runs])),
             "runs": [_relative(run.folder, folder) for run in entry.runs],
-            "scores": [float(row.mean()) for row in scores[entry.name]],
+            "scores": [metric.factor * float(row.mean()) for row in scores[entry.name]],
         }
         results.append(result)
     rivals = results[1:]
@@ -295,7 +294,8 @@ def _report(
     testable = [d.p for d in differences]
     adjusted = holm([p for p in testable if p is not None]) if None not in testable else [None] * len(testable)
     for result, difference, p in zip(rivals, differences, adjusted, strict=True):
-        result |= {"difference": difference.value, "difference_ci95": _interval(difference)}
+        result["difference"] = metric.factor * difference.value
+        result["difference_ci95"] = _interval(difference, metric.factor)
         result["p_holm"] = None if p is None else float(p)
     comparison = {
         "data": images.name,
@@ -389,14 +389,13 @@ def _measure(folder: Path, entries: list[Entry], shape: tuple[int, int, int]) ->
     return measured
 
 
-def _interval(estimate: Any) -> list[float] | None:
-    return None if estimate.low is None else [estimate.low, estimate.high]
+def _interval(estimate: Estimate, factor: float) -> list[float] | None:
+    if estimate.low is None or estimate.high is None:
+        return None
+    return [factor * estimate.low, factor * estimate.high]
 
 
 def _relative(path: Path, folder: Path) -> str:
     with contextlib.suppress(ValueError):
         return str(path.relative_to(folder))
     return str(path)
-
-
-Scores = NDArray[np.float32]

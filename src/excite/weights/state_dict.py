@@ -6,7 +6,10 @@ that would run code is refused.
 
 from __future__ import annotations
 
+import os
+import pickle
 import struct
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -56,6 +59,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
         raise UsageError(f"The weights file {path} {what}; expected a .pth, .pt, .th or .safetensors file.")
+    if not os.access(path, os.R_OK):
+        raise ExciteError(f"The weights file {path} cannot be read: its permissions forbid it.")
     content = _read_safetensors(path) if _is_safetensors(path) else _read_torch(path)
     return _without_prefixes(_unwrapped(content, path))
 
@@ -78,26 +83,20 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_torch(path: Path) -> Any:
-    import pickle
-
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "GLOBAL" in str(error) or "global" in str(error):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's advice on old files; what matters becomes an error here
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # what a parser says of bytes it does not expect can be of any kind
+        if isinstance(error, pickle.UnpicklingError) and "global" in str(error).lower():
             raise ExciteError(
                 f"Refused to open the weights file {path}: it holds more than tensors and could run code; "
                 "save the network's state_dict() alone, or as safetensors."
             ) from error
-        raise _damaged(path) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError, OSError) as error:
-        raise _damaged(path) from error
-
-
-def _damaged(path: Path) -> ExciteError:
-    return ExciteError(
-        f"Cannot read the weights file {path}: it is cut off, damaged, or no file of weights; "
-        "expected a PyTorch state dict (.pth, .pt, .th) or safetensors."
-    )
+        raise ExciteError(
+            f"Cannot read the weights file {path}: it is cut off, damaged, or no file of weights; "
+            "expected a PyTorch state dict (.pth, .pt, .th) or safetensors."
+        ) from error
 
 
 def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@
   const charts = [...document.querySelectorAll(".chart")];
   const hidden = new Set();
   // No tool bar: it would cover the curves, and by default it offers to send the chart to a server.
-  const config = { displayModeBar: false, showSendToCloud: false, displaylogo: false };
+  const config = { displayModeBar: false };
   const pen = document.createElement("canvas").getContext("2d");
 
   // A colour such as "--series-1" is a variable of the style sheet, and so depends on the light or dark scheme.

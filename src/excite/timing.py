@@ -1,0 +1,371 @@
+"""Fair timings: every contestant in a process of its own on the same cores, driven in turn (A B A B …).
+
+What slows a machine down for a while (other programs, a falling clock) then slows all contestants alike, and falls
+out of the ratio of two samples of the same round. Only one contestant runs at any moment: the others are
+suspended, since a thread that is merely idle may still spin on a core for a while (OpenMP).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import math
+import multiprocessing
+import os
+import pickle
+import signal
+import statistics
+import sys
+import time
+import traceback
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import psutil
+
+from excite.errors import ExciteError, UsageError, nearest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+T = TypeVar("T")
+Call = Callable[[], object]
+Build = Callable[[], Call]
+"""Makes the call to be timed. It is pickled, and called in the contestant's process: heavy imports belong inside."""
+
+FEWEST_ROUNDS = 6  # fewer samples give no 95 % interval of a median: 2 · (1/2)⁵ > 5 %
+_WARM_UP_SECONDS = 0.2
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times as long one call takes as another, with a 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Timings:
+    """What :func:`time_in_turn` measured.
+
+    Attributes:
+        samples: name → seconds per call, one value for each round.
+        peaks: name → the largest resident memory of the contestant's process, in bytes, without processes of its own.
+    """
+
+    samples: Mapping[str, tuple[float, ...]]
+    peaks: Mapping[str, int]
+
+    def median(self, name: str) -> float:
+        """Seconds per call."""
+        return statistics.median(_measured(name, self.samples))
+
+    def ratio(self, name: str, baseline: str) -> Ratio:
+        """The median over the rounds of time(name) / time(baseline); above 1 means slower than the baseline."""
+        pairs = zip(_measured(name, self.samples), _measured(baseline, self.samples), strict=True)
+        ratios = sorted(ours / theirs for ours, theirs in pairs)
+        low, high = median_interval(ratios)
+        return Ratio(statistics.median(ratios), low, high)
+
+    def peak_bytes(self, name: str) -> int:
+        """The largest resident memory of the process (Python, PyTorch and all), in bytes."""
+        return _measured(name, self.peaks)
+
+
+def _measured(name: str, values: Mapping[str, T]) -> T:
+    if name not in values:
+        raise UsageError(f"'{name}' was not timed; {nearest(name, list(values)) or 'there is: ' + ', '.join(values)}")
+    return values[name]
+
+
+@dataclass(frozen=True)
+class InferenceCall:
+    """A contestant: one forward pass in eval mode over a random batch, channels-last.
+
+    Args:
+        network: a spec, or a module (its class must be importable: not defined in a notebook).
+        input_shape: of one input without the batch, such as (3, 32, 32).
+        batch: inputs per call: 1 for latency, 32 for throughput.
+        num_classes: of the network that ``network`` names, where it is a spec.
+    """
+
+    network: str | nn.Module
+    input_shape: tuple[int, ...]
+    batch: int = 1
+    num_classes: int = 1000
+
+    def __call__(self) -> Call:
+        """Build the network and its input."""
+        import torch
+
+        network = self.network
+        if isinstance(network, str):
+            from excite.create import create
+
+            network = create(network, self.num_classes, self.input_shape[0])
+        images = torch.randn(self.batch, *self.input_shape, generator=torch.Generator().manual_seed(0))
+        if images.ndim == 4:
+            network = network.to(memory_format=torch.channels_last)
+            images = images.contiguous(memory_format=torch.channels_last)
+        network.eval()
+
+        def call() -> object:
+            with torch.inference_mode():
+                return network(images)
+
+        return call
+
+
+def time_in_turn(
+    contestants: Mapping[str, Build],
+    *,
+    rounds: int = 15,
+    threads: int | None = None,
+    cores: Sequence[int] | None = None,
+    min_seconds: float = 0.02,
+    max_seconds: float = 30.0,
+    progress: Callable[[int, int], object] | None = None,
+) -> Timings:
+    """Time contestants against each other.
+
+    All processes start side by side; then each warms up alone; then in every round each gives one sample: as many
+    calls as fill ``min_seconds``, after one that is not counted where a call is shorter than that.
+
+    Args:
+        contestants: name → how to build the call. One that is defined in the running script itself needs the
+            script to be guarded by ``if __name__ == "__main__":``, as all of Python's multiprocessing does.
+        rounds: samples of each contestant.
+        threads: CPU threads of each contestant; by default one for each of the cores.
+        cores: numbers of the cores that all of them share; by default as many as threads, else all this process may
+            use. Ignored where the system cannot pin (macOS, Windows).
+        min_seconds: the least length of one sample.
+        max_seconds: once six rounds are done, no further one begins after measuring for so long.
+        progress: called with (rounds done, ``rounds``) after each round.
+
+    Raises:
+        UsageError: a wrong argument, or a contestant that cannot be pickled.
+        ExciteError: a contestant failed or its process died; names the contestant.
+    """
+    if not contestants:
+        raise UsageError("There is nothing to time: give at least one contestant.")
+    if rounds < FEWEST_ROUNDS:
+        raise UsageError(f"{rounds} rounds give no 95 % interval: take at least {FEWEST_ROUNDS}.")
+    threads, cores = _settle(threads, cores)
+    workers: dict[str, _Worker] = {}
+    try:
+        for name, build in contestants.items():
+            workers[name] = _Worker(name, build, threads, cores)
+        for worker in workers.values():
+            worker.wait_until_built()
+        calls = {name: _calibrate(worker, min_seconds) for name, worker in workers.items()}
+        samples: dict[str, list[float]] = {name: [] for name in workers}
+        begin = time.perf_counter()
+        for done in range(1, rounds + 1):
+            for name, worker in workers.items():
+                samples[name].append(worker.seconds(calls[name]) / calls[name])
+            if progress:
+                progress(done, rounds)
+            if done >= FEWEST_ROUNDS and time.perf_counter() - begin > max_seconds:
+                break
+        return Timings(
+            {name: tuple(values) for name, values in samples.items()},
+            {name: worker.peak_bytes for name, worker in workers.items()},
+        )
+    finally:
+        for worker in workers.values():
+            worker.kill()
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float]:
+    """A 95 % interval of the median from the order of the values alone, whatever their distribution.
+
+    The (k+1)-th smallest and largest values enclose the median unless k or fewer of the values fall on one
+    side of it, each with probability 1/2: 1 − 2·P(Binomial(n, ½) ≤ k). The largest k that leaves 95 % is taken.
+
+    Args:
+        values: independent measurements, at least six; the coverage is then at least 95 %.
+    """
+    count, ordered = len(values), sorted(values)
+    if count < FEWEST_ROUNDS:
+        raise ValueError(f"{count} values give no 95 % interval of their median: at least {FEWEST_ROUNDS} do")
+    outside, k = 0, -1
+    while 2 * (outside + math.comb(count, k + 1)) <= 0.05 * 2**count:
+        outside += math.comb(count, k + 1)
+        k += 1
+    return ordered[k], ordered[count - 1 - k]
+
+
+class _Worker:
+    """The process of one contestant, as its driver sees it: suspended except while it is asked for something."""
+
+    def __init__(self, name: str, build: Build, threads: int, cores: Sequence[int] | None) -> None:
+        self.name = name
+        self.peak_bytes = 0
+        try:
+            pickled = pickle.dumps(build)
+        except Exception as error:  # pickling runs code of the contestant's classes
+            raise UsageError(
+                f"'{name}' cannot be sent to a process of its own ({error}): define its classes and functions at the "
+                "top level of a module."
+            ) from error
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        # Not a daemon: a contestant may have processes of its own, such as a DataLoader's.
+        self.process = context.Process(target=_work, args=(theirs, pickled, threads, cores), name=f"timing {name}")
+        # Python would run the main script again in the new process. Where nothing of it is needed that costs
+        # time, and a script without a guard would begin the whole work anew.
+        with _main_module_hidden(unless=b"__main__" in pickled or b"__mp_main__" in pickled):
+            self.process.start()
+        theirs.close()  # so that the death of the process is the end of the connection
+
+    def wait_until_built(self) -> None:
+        """Wait for the build, then suspend the process."""
+        self._answer("while it was being built")
+        self._each(psutil.Process.suspend)
+
+    def seconds(self, calls: int) -> float:
+        """The time of so many calls, with one before them if they are several: it warms up the caches."""
+        self._each(psutil.Process.resume)
+        if calls > 1:
+            self._run(1)
+        seconds = self._run(calls)
+        self._each(psutil.Process.suspend)
+        return seconds
+
+    def kill(self) -> None:
+        """End the process and those that it started."""
+        self._each(psutil.Process.kill)
+        self.process.join()
+        self.connection.close()
+
+    def _run(self, calls: int) -> float:
+        with contextlib.suppress(OSError):  # a broken pipe: the answer says why
+            self.connection.send(calls)
+        seconds, self.peak_bytes = self._answer("when it was called")
+        return float(seconds)
+
+    def _answer(self, when: str) -> Any:
+        try:
+            answer = self.connection.recv()
+        except (EOFError, OSError):
+            self.process.join()
+            raise ExciteError(f"'{self.name}' failed {when}: its process {_ending(self.process.exitcode)}.") from None
+        if isinstance(answer, _Failure):
+            cause = RuntimeError(answer.traceback)
+            raise ExciteError(f"'{self.name}' failed {when}: {answer.message}") from cause
+        return answer
+
+    def _each(self, action: Callable[[psutil.Process], object]) -> None:
+        """Do something to the process and to those that it started; one that has ended is left alone."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(self.process.pid)
+            for one in (process, *process.children(recursive=True)):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    action(one)
+
+
+@dataclass(frozen=True)
+class _Failure:
+    message: str
+    traceback: str
+
+
+def _calibrate(worker: _Worker, min_seconds: float) -> int:
+    """Warm up; then how many calls fill a sample."""
+    calls, total = 1, worker.seconds(1)  # the first call may compile, allocate, load: it says little
+    while True:
+        seconds = worker.seconds(calls)
+        total += seconds
+        if seconds < min_seconds:
+            wanted = math.ceil(1.1 * calls * min_seconds / seconds)
+            calls = max(calls + 1, min(wanted, 10 * calls))
+        elif total >= _WARM_UP_SECONDS:
+            return calls
+
+
+def _work(connection: Connection, pickled: bytes, threads: int, cores: Sequence[int] | None) -> None:
+    """The contestant's process: build, then time as many calls as asked for, until the driver ends it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the driver sees to the rest
+    try:
+        _die_with_driver()
+        if cores is not None:
+            os.sched_setaffinity(0, cores)
+        for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # read when PyTorch is imported
+            os.environ[variable] = str(threads)
+        build = pickle.loads(pickled)
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(threads)
+        call = build()
+        connection.send(None)
+        while True:
+            calls = connection.recv()
+            begin = time.perf_counter()
+            for _ in range(calls):
+                call()
+            seconds = time.perf_counter() - begin
+            connection.send((seconds, _peak_bytes()))
+    except BaseException as error:  # a SystemExit of the contestant's is a failure like any other
+        message = str(error) if isinstance(error, ExciteError) else f"{type(error).__name__}: {error}"
+        with contextlib.suppress(OSError):  # the driver is gone: nobody is left to tell
+            connection.send(_Failure(message, traceback.format_exc()))
+
+
+def _die_with_driver() -> None:
+    """Have the kernel end this process with the one that started it, however that ends (Linux)."""
+    parent = multiprocessing.parent_process()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if parent is not None and os.getppid() != parent.pid:  # it ended before the kernel knew
+            sys.exit(1)
+
+
+def _peak_bytes() -> int:
+    if sys.platform == "linux":
+        # Not getrusage: its maximum includes the process that started this one.
+        with open("/proc/self/status") as status:
+            for line in status:
+                if line.startswith("VmHWM:"):
+                    return 1024 * int(line.split()[1])
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _settle(threads: int | None, cores: Sequence[int] | None) -> tuple[int, list[int] | None]:
+    """The number of threads, and the cores to pin them to (None where the system cannot)."""
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads is {threads}: it takes at least one.")
+    if not hasattr(os, "sched_getaffinity"):
+        return threads or psutil.cpu_count(logical=False) or 1, None
+    usable = sorted(os.sched_getaffinity(0))
+    if cores is None:
+        cores = usable[:threads]
+    elif not cores or not set(cores) <= set(usable):
+        raise UsageError(f"cores are {list(cores)}: choose from those that this process may use, {usable}.")
+    return threads or min(len(cores), psutil.cpu_count(logical=False) or len(cores)), list(cores)
+
+
+def _ending(exitcode: int | None) -> str:
+    if exitcode is not None and exitcode < 0:
+        hint = " (the system does so when memory runs out)" if exitcode == -signal.SIGKILL else ""
+        return f"was ended by {signal.Signals(-exitcode).name}{hint}"
+    return f"ended by itself with exit code {exitcode}"
+
+
+@contextlib.contextmanager
+def _main_module_hidden(*, unless: bool) -> Iterator[None]:
+    main = sys.modules["__main__"]
+    if not unless:
+        sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
