@@ -284,3 +284,5 @@ def test_register_unit_for_the_convolution():
     assert network(torch.randn(2, 3, 64, 64)).shape == (2, 10)
     with pytest.raises(UsageError, match="belongs to a unit"):
         register_unit("se", depthwise)
+    with pytest.raises(UsageError, match="branch or convolution"):
+        register_unit("other", depthwise, place="stem")

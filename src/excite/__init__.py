@@ -1,3 +1,68 @@
-"""Channel and kernel attention for any convolutional network."""
+"""Channel and kernel attention for any convolutional network.
+
+The names below are the public ones; they are imported when they are first used, so that ``import excite`` is quick.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from excite.cost import cost as cost
+    from excite.create import create as create
+    from excite.create import networks as networks
+    from excite.create import register_network as register_network
+    from excite.create import register_unit as register_unit
+    from excite.training.fit import fit as fit
+    from excite.units.selective_kernel import SelectiveKernel as SelectiveKernel
+    from excite.units.squeeze_excite import SqueezeExcite as SqueezeExcite
+    from excite.verbs.compare import compare as compare
+    from excite.verbs.evaluate import evaluate as evaluate
+    from excite.verbs.predict import predict as predict
+    from excite.verbs.train import train as train
+    from excite.weights.state_dict import load_weights as load_weights
+
+_PUBLIC = {
+    "SelectiveKernel": "excite.units.selective_kernel",
+    "SqueezeExcite": "excite.units.squeeze_excite",
+    "compare": "excite.verbs.compare",
+    "cost": "excite.cost",
+    "create": "excite.create",
+    "evaluate": "excite.verbs.evaluate",
+    "fit": "excite.training.fit",
+    "load_weights": "excite.weights.state_dict",
+    "networks": "excite.create",
+    "predict": "excite.verbs.predict",
+    "register_network": "excite.create",
+    "register_unit": "excite.create",
+    "train": "excite.verbs.train",
+}
+
+__all__ = ["__version__", *sorted(_PUBLIC)]
+
+
+class _Package(ModuleType):
+    """The package, whose functions ``create``, ``cost`` and ``networks`` share their names with modules of it."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Python binds each submodule as it is imported; where a public function has the name, the function stays.
+        if not (name in _PUBLIC and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in _PUBLIC:
+            raise AttributeError(f"module 'excite' has no attribute {name!r}")
+        value = getattr(import_module(_PUBLIC[name]), name)
+        setattr(self, name, value)
+        return value
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *_PUBLIC})
+
+
+sys.modules[__name__].__class__ = _Package

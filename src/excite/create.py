@@ -17,7 +17,7 @@ from torch import nn
 
 from excite.errors import UsageError, nearest
 from excite.networks.catalog import CATALOG, Entry, ResNetTable
-from excite.networks.resnet import Join, Site, plain_convolution, plain_join, resnet, widened
+from excite.networks.resnet import Site, plain_convolution, plain_join, resnet, widened
 from excite.spec import Arguments, Spec, UnitSpec, parse_spec
 from excite.units.selective_kernel import SelectiveKernel
 from excite.units.squeeze_excite import SqueezeExcite
@@ -99,6 +99,8 @@ def register_unit(name: str, factory: UnitFactory, place: Place = "branch") -> N
     if name in ("se", "sk"):
         raise UsageError(f"The name {name!r} belongs to a unit of excite's own; choose another.")
     _check_name(name)
+    if place not in typing.get_args(Place):
+        raise UsageError(f"A unit's place is branch or convolution, not {place!r}.")
     _units[name] = (factory, place)
 
 
@@ -157,9 +159,9 @@ def _bottlenecks(
     return widened(replace(table, stride_in=stride_in or table.stride_in), width)
 
 
-def _units_by_stage(unit_specs: list[UnitSpec], stages: int) -> dict[str, dict[int, Join]]:
+def _units_by_stage(unit_specs: list[UnitSpec], stages: int) -> dict[str, dict[int, Callable[[Site], nn.Module]]]:
     """For each place, which stage gets which unit."""
-    chosen: dict[str, dict[int, Join]] = {"branch": {}, "convolution": {}}
+    chosen: dict[str, dict[int, Callable[[Site], nn.Module]]] = {"branch": {}, "convolution": {}}
     for unit in unit_specs:
         factory, place = _units[_known(unit.name, units(), "unit")]
         wanted = dict(unit.arguments)

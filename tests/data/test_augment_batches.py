@@ -79,9 +79,7 @@ def test_resized_windows_are_distributed_as_torchvisions() -> None:
 def test_windows_of_extreme_images_are_central_or_fit(size: tuple[int, int]) -> None:
     height, width = size
     index = np.arange(200)
-    windows = resized_windows(
-        np.tile(size, (200, 1)), Augmentation(crop="resized", min_area=0.5), 0, 0, index
-    )
+    windows = resized_windows(np.tile(size, (200, 1)), Augmentation(crop="resized", min_area=0.5), 0, 0, index)
     assert (windows[:, 2:] >= 1).all()
     assert (windows[:, :2] >= 0).all()
     assert (windows[:, 0] + windows[:, 2] <= height).all()

@@ -250,6 +250,14 @@ def test_autocast(branches, training):
 
 
 @pytest.mark.parametrize("branches", [TWO, THREE], ids=["M=2", "M=3"])
+def test_attention_in_another_precision_leaves_the_maps_in_theirs(branches):
+    # As autocast on a GPU does: it runs every softmax in float32.
+    unit = SelectiveKernel(4, 8, 1, branches, 2).eval().bfloat16()
+    unit.gate.register_forward_hook(lambda module, inputs, output: output.float())
+    assert unit(random_map(2, 4, 5, 5, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("branches", [TWO, THREE], ids=["M=2", "M=3"])
 @pytest.mark.parametrize("groups", [1, 4, 8])
 def test_channels_last_stays_channels_last(branches, groups):
     unit = randomised(SelectiveKernel(8, 16, 1, branches, groups)).float().to(memory_format=torch.channels_last)

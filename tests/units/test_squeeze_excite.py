@@ -220,6 +220,16 @@ def test_autocast_keeps_the_precision_of_the_map(dtype, gate):
     )
 
 
+def test_a_gate_in_another_precision_leaves_the_map_in_its_own():
+    class FloatSigmoid(nn.Module):
+        def forward(self, logits: Tensor) -> Tensor:
+            return torch.sigmoid(logits.float())
+
+    unit = SqueezeExcite(8, 2, gate=FloatSigmoid()).bfloat16()
+    u = random_map(2, 8, 3, 5, dtype=torch.bfloat16)
+    assert unit(u).dtype == unit(u, u).dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_large_maps_neither_stall_nor_overflow_the_mean(dtype, memory_format):

@@ -19,10 +19,13 @@ Settings = Annotated[
 ]
 Data = Annotated[
     str | None,
-    typer.Option("--data", help="digits, cifar10, cifar100, or a folder or tar of class folders.", show_default=False),
+    typer.Option(
+        "--data", help="digits, cifar10, cifar100, or a folder or tar of class folders.", show_default=False
+    ),
 ]
 TestData = Annotated[
-    str | None, typer.Option("--test-data", help="The test images, where --data does not hold them.", show_default=False)
+    str | None,
+    typer.Option("--test-data", help="The test images, where --data does not hold them.", show_default=False),
 ]
 
 
@@ -47,6 +50,6 @@ def numbers(text: str | None, option: str) -> tuple[float, ...] | None:
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise UsageError(f"{option} {text}: expected numbers with commas between them, such as .485,.456,.406") from None
-
-
+        raise UsageError(
+            f"{option} {text}: expected numbers with commas between them, such as .485,.456,.406"
+        ) from None

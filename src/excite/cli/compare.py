@@ -28,7 +28,8 @@ def run(
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each network; three are the fewest for a verdict.")] = 3,
     epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of each run.", show_default=False)] = None,
     minutes: Annotated[
-        float | None, typer.Option(help="Choose the epochs so that all runs together take so long.", show_default=False)
+        float | None,
+        typer.Option(help="Choose the epochs so that all runs together take so long.", show_default=False),
     ] = None,
     control: Annotated[
         bool, typer.Option("--control", help="Add the baseline, widened until it is as slow as the slowest network.")

@@ -12,11 +12,16 @@ NAME = "cost"
 
 
 def run(
-    specs: Annotated[list[str], typer.Argument(metavar="SPEC...", help="Networks; the first is what others are held against.")],
+    specs: Annotated[
+        list[str], typer.Argument(metavar="SPEC...", help="Networks; the first is what others are held against.")
+    ],
     size: Annotated[
-        int | None, typer.Option(min=1, help="Side of the input in pixels. Default: the network's own.", show_default=False)
+        int | None,
+        typer.Option(min=1, help="Side of the input in pixels. Default: the network's own.", show_default=False),
     ] = None,
-    classes: Annotated[int | None, typer.Option(min=1, help="Default: the network's own.", show_default=False)] = None,
+    classes: Annotated[
+        int | None, typer.Option(min=1, help="Default: the network's own.", show_default=False)
+    ] = None,
     latency: Annotated[bool, typer.Option(help="Measure latency and throughput on this machine.")] = True,
     json: Json = False,
 ) -> None:

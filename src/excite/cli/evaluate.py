@@ -13,16 +13,24 @@ NAME = "evaluate"
 
 
 def run(
-    source: Annotated[str, typer.Argument(metavar="RUN|SPEC", help="A run's folder, or a network spec with --weights.")],
-    data: Annotated[str, typer.Option("--data", help="digits, cifar10, cifar100, or a folder or tar of class folders.")],
+    source: Annotated[
+        str, typer.Argument(metavar="RUN|SPEC", help="A run's folder, or a network spec with --weights.")
+    ],
+    data: Annotated[
+        str, typer.Option("--data", help="digits, cifar10, cifar100, or a folder or tar of class folders.")
+    ],
     test_data: TestData = None,
     weights: Annotated[Path | None, typer.Option(help="A file of weights for the spec.", show_default=False)] = None,
     mean: Annotated[
         str | None, typer.Option(help="Per channel, of pixels in 0–1: .485,.456,.406", show_default=False)
     ] = None,
     std: Annotated[str | None, typer.Option(help="Likewise: .229,.224,.225", show_default=False)] = None,
-    image_size: Annotated[int | None, typer.Option(min=1, help="Side of the input in pixels.", show_default=False)] = None,
-    per_class: Annotated[bool, typer.Option("--per-class", help="Add each class's accuracy and the confusion.")] = False,
+    image_size: Annotated[
+        int | None, typer.Option(min=1, help="Side of the input in pixels.", show_default=False)
+    ] = None,
+    per_class: Annotated[
+        bool, typer.Option("--per-class", help="Add each class's accuracy and the confusion.")
+    ] = False,
     refuse_broken: Annotated[
         bool, typer.Option("--refuse-broken", help="Fail on an image that cannot be read, instead of skipping it.")
     ] = False,
@@ -64,7 +72,9 @@ def run(
         table = Table("class", "images", "top1 %", "most often taken for")
         for i, (name, right) in enumerate(zip(result["classes"], result["per_class"], strict=True)):
             row = result["confusion"][i]
-            wrong = [(count, other) for j, (count, other) in enumerate(zip(row, result["classes"], strict=True)) if j != i]
+            wrong = [
+                (count, other) for j, (count, other) in enumerate(zip(row, result["classes"], strict=True)) if j != i
+            ]
             count, other = max(wrong, default=(0, ""))
             share = "–" if right is None else f"{right:.2f}"
             table.add_row(name, str(sum(row)), share, f"{other} ({count})" if count else "")

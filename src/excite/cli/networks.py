@@ -36,5 +36,7 @@ def run(
         )
     console = Console(highlight=False)
     console.print(table)
-    console.print("Figures are the papers'. Add units with +: resnet50+se  resnet50+se:reduction=8,stages=1-3  resnet20+sk")
+    console.print(
+        "Figures are the papers'. Add units with +: resnet50+se  resnet50+se:reduction=8,stages=1-3  resnet20+sk"
+    )
     console.print("Other sources: torchvision:resnet50  timm:convnext_tiny")

@@ -27,7 +27,7 @@ TEST_FRACTION = 0.25
 PAPER = (0.1, 0.3)  # grey of the background, 0 black, 1 white
 CONTRAST = (0.4, 0.7)  # how much lighter the ink is
 NOISE = 0.05  # standard deviation, of pixels in [0, 1]
-MEAN, STD = (0.35,) * 3, (0.22,) * 3
+MEAN, STD = (0.256,) * 3, (0.150,) * 3
 
 _FIXED_SEED = -1  # of what is drawn once and for all: no run has it
 _BLOCK = 512
@@ -133,7 +133,8 @@ def _interpolation(start: npt.NDArray[np.float32], size: npt.NDArray[np.float32]
 
 
 def _noise(seed: int, epoch: int, indices: Indices) -> npt.NDArray[np.float32]:
-    """Noise of mean 0 and variance 1, (N, 32, 32): the sum of four 16-bit uniform draws, nearly Gaussian."""
-    draws = bits(seed, epoch, indices, "noise", CANVAS * CANVAS).view(np.uint16)
-    total = draws.reshape(len(indices), CANVAS, CANVAS, 4).sum(axis=-1, dtype=np.float32)
-    return (total / 65536 - 2) * np.float32(math.sqrt(3))
+    """Noise of mean 0 and variance 1, (N, 32, 32): the sum of four uniform draws of a byte, nearly Gaussian."""
+    draws = bits(seed, epoch, indices, "noise", CANVAS * CANVAS // 2).view(np.uint8)
+    four = draws.reshape(len(indices), CANVAS, CANVAS, 4).astype(np.uint16)
+    total = (four[..., 0] + four[..., 1] + four[..., 2] + four[..., 3]).astype(np.float32)
+    return (total - 4 * 127.5) * np.float32(math.sqrt(3 / (256**2 - 1)))

@@ -108,6 +108,21 @@ def fit(image: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
     return image[:, top : top + size, left : left + size]
 
 
+def normalise(images: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
+    """Pixels to the network's input, (x / 255 − mean) / std.
+
+    Args:
+        images: uint8, (N, C, H, W).
+
+    Returns:
+        float32, of the same shape.
+    """
+    mean = torch.tensor(preprocessing.mean).view(-1, 1, 1)
+    std = torch.tensor(preprocessing.std).view(-1, 1, 1)
+    # One multiplication and one addition per value.
+    return images.to(torch.float32).mul_(1 / (255 * std)).add_(-mean / std)
+
+
 def resize(image: torch.Tensor, size: tuple[int, int], interpolation: str) -> torch.Tensor:
     """Resize (C, H, W) to (C, *size), with antialiasing."""
     from torchvision.transforms.v2 import InterpolationMode

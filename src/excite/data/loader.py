@@ -14,7 +14,7 @@ from excite.data.augment import Augmentation, crop_and_flip, erase, mix, randaug
 from excite.data.base import BatchedImages, DrawnImages, Preprocessing, Split
 from excite.data.draws import Indices, permutation
 from excite.data.encoded import EncodedImages, tell_broken
-from excite.data.images import BrokenImageError, fit, resize
+from excite.data.images import BrokenImageError, fit, normalise, resize
 from excite.errors import ExciteError, UsageError
 
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -231,10 +231,6 @@ class _BatchMaker(Dataset["_Made"]):
         self.preprocessing = preprocessing
         self.augment = augment
         self.seed = seed
-        # uint8 → normalised in one multiplication and one addition per value.
-        mean = torch.tensor(preprocessing.mean).view(-1, 1, 1)
-        std = torch.tensor(preprocessing.std).view(-1, 1, 1)
-        self.scale, self.shift = 1 / (255 * std), -mean / std
 
     def __getitem__(self, job: _Job) -> _Made:
         # Successors in the order are mostly in the batch already: only the last one's has to be fetched.
@@ -314,7 +310,7 @@ class _BatchMaker(Dataset["_Made"]):
         if self.augment.randaugment:
             images = randaugment(images, self.augment, self.seed, epoch, index)
         if images.dtype == torch.uint8:  # float images come from a user's own transform, which has normalised them
-            images = images.to(torch.float32).mul_(self.scale).add_(self.shift)
+            images = normalise(images, self.preprocessing)
         if self.augment.erasing:
             images = erase(images, self.augment, self.seed, epoch, index)
         return images.contiguous()

@@ -8,7 +8,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -52,7 +52,7 @@ class Position:
         return self.step > 0 and self.step % self.steps_per_epoch == 0
 
 
-class Interrupted(ExciteError):
+class InterruptedRunError(ExciteError):
     """The run was stopped from outside, at a checkpoint."""
 
 
@@ -81,7 +81,7 @@ class WeightAverage(pl.Callback):
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
-        def average(averaged: list[Tensor], current: list[Tensor], updates: Tensor | int) -> None:
+        def average(averaged: Sequence[Tensor], current: Sequence[Tensor], updates: Tensor | int) -> None:
             count = float(updates)
             keep = min(decay, (1 + count) / (10 + count))
             for target, source in zip(averaged, current, strict=True):
@@ -163,7 +163,9 @@ class Record(pl.Callback):
             self.save()
         self.clock = time.monotonic()
         if self.stop and here.step < here.total_steps:
-            raise Interrupted(f"Stopped at step {here.step} of {here.total_steps}; {self.folder} holds everything so far.")
+            raise InterruptedRunError(
+                f"Stopped at step {here.step} of {here.total_steps}; {self.folder} holds everything so far."
+            )
 
     def save(self) -> None:
         """Write a checkpoint, unless the weights have gone bad."""
@@ -268,7 +270,8 @@ class Bar(pl.Callback):
     ) -> None:
         """Move the bar."""
         here = self.position
-        status = f"epoch {min(here.epoch + 1, here.total_steps // here.steps_per_epoch)}  loss {float(outputs['loss']):.3f}"
+        epoch = min(here.epoch + 1, here.total_steps // here.steps_per_epoch)
+        status = f"epoch {epoch}  loss {float(outputs['loss']):.3f}"
         self.progress.update(self.task, completed=here.step, status=status)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

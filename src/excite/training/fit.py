@@ -15,6 +15,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +25,20 @@ from torch import Tensor, nn
 
 from excite.create import create
 from excite.data import Augmentation, ImageData, Loader, load_data
-from excite.errors import ExciteError, UsageError
+from excite.errors import UsageError
 from excite.tasks.classification import ClassificationTask, evaluate
 from excite.training import checkpoint
 from excite.training.callbacks import Bar, Position, Rate, Record, StopOnSignal, WeightAverage
 from excite.training.optimization import build_optimizer, rate_factor
-from excite.training.recipe import Data, Recipe
+from excite.training.recipe import Data, Recipe, load
 from excite.training.run import Run
-from excite.weights.state_dict import load_weights
 
 log = logging.getLogger(__name__)
 
 
 def fit(
-    recipe: Recipe,
-    out: str | Path,
+    recipe: Recipe | str | Path,
+    out: str | Path | None = None,
     *,
     network: nn.Module | None = None,
     data: ImageData | None = None,
@@ -48,8 +48,8 @@ def fit(
     """Train one network.
 
     Args:
-        recipe: everything the run depends on.
-        out: the run's folder, new or (with ``resume``) begun before.
+        recipe: everything the run depends on, or the name or file of a recipe.
+        out: the run's folder, new or (with ``resume``) begun before; by default a new one below ``excite-runs/``.
         network: a module of the user's own instead of ``recipe.network``; its present weights are the start.
         data: images of the user's own instead of ``recipe.data``.
         resume: go on where the folder's newest checkpoint stands, under the recipe that the folder holds. A run that
@@ -64,7 +64,9 @@ def fit(
         UsageError: the folder is taken, or network and data do not fit together.
         ExciteError: the loss is no longer a number, the disk is full, or the run was interrupted.
     """
-    run = Run(out)
+    if not isinstance(recipe, Recipe):
+        recipe = load(recipe)
+    run = Run(out or new_folder(recipe))
     if (run.folder / "recipe.yaml").exists():
         if not resume:
             raise UsageError(f"{run.folder} already holds a run: resume it, or choose another folder.")
@@ -76,9 +78,9 @@ def fit(
     with _settings(threads, device):
         data = data or load_recipe_data(recipe.data)
         torch.manual_seed(recipe.seed)
-        spec = None if network is not None else recipe.network.spec
+        spec = recipe.network.spec if network is None else None
         if network is None:
-            network = create(spec, len(data.classes), data.preprocessing.channels, weights=recipe.network.weights)
+            network = create(recipe.network.spec, len(data.classes), data.preprocessing.channels, weights=recipe.network.weights)
         if recipe.trainer.channels_last:
             network = network.to(memory_format=torch.channels_last)
         recipe = recipe.replace({"augment": dataclasses.asdict(augmentation(recipe, data))})
@@ -131,6 +133,12 @@ def load_recipe_data(settings: Data) -> ImageData:
         std=settings.std,
         broken=settings.broken,
     )
+
+
+def new_folder(recipe: Recipe) -> Path:
+    """A folder name for a run: network, data and time."""
+    data = "".join(c if c.isalnum() or c in "-_.+" else "-" for c in Path(recipe.data.path).name)
+    return Path("excite-runs") / f"{recipe.network.spec}-{data}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
 def pick_device(name: str) -> torch.device:
@@ -316,7 +324,7 @@ def step_seconds(recipe: Recipe, network: nn.Module, loader: Loader, device: tor
         with torch.autocast(device.type, torch.bfloat16, enabled=lowered):
             loss = task.loss(trial(images.to(device)), target.to(device))
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         float(loss.detach())
         seconds.append(time.perf_counter() - start)
@@ -327,25 +335,29 @@ def step_seconds(recipe: Recipe, network: nn.Module, loader: Loader, device: tor
 def _settings(threads: int, device: torch.device) -> Iterator[None]:
     """Threads and determinism for the run; what the process had before comes back after it."""
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    fill = torch.utils.deterministic.fill_uninitialized_memory
+    safety: Any = torch.utils.deterministic
+    fill = safety.fill_uninitialized_memory
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a safety net that costs a pass over every buffer
+    safety.fill_uninitialized_memory = False  # a safety net that costs a pass over every buffer
     try:
         yield
     finally:
         torch.set_num_threads(before[0])
         torch.use_deterministic_algorithms(before[1])
-        torch.utils.deterministic.fill_uninitialized_memory = fill
+        safety.fill_uninitialized_memory = fill
 
 
 @contextlib.contextmanager
 def _quiet_lightning() -> Iterator[None]:
     # Lightning's advice on workers and its farewell lines speak of things that are settled here.
     talkers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric")]
-    talkers += [logging.getLogger("pytorch_lightning.utilities.rank_zero"), logging.getLogger("lightning_fabric.utilities.rank_zero")]
+    talkers += [
+        logging.getLogger("pytorch_lightning.utilities.rank_zero"),
+        logging.getLogger("lightning_fabric.utilities.rank_zero"),
+    ]
     levels = [talker.level for talker in talkers]
     for talker in talkers:
         talker.setLevel(logging.ERROR)
@@ -370,5 +382,7 @@ def _loggers(recipe: Recipe, run: Run) -> Any:
         try:
             built.append(makers[name]())
         except ModuleNotFoundError:
-            raise UsageError(f"trainer.loggers asks for {name}, which is not installed: pip install 'excite[{name}]'") from None
+            raise UsageError(
+                f"trainer.loggers asks for {name}, which is not installed: pip install 'excite[{name}]'"
+            ) from None
     return built or False

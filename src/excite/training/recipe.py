@@ -272,5 +272,3 @@ def _explain(error: Any) -> str:
 
 def _fields_at(steps: list[str]) -> list[str]:
     return _fields(steps[0]) if len(steps) > 1 and steps[0] in Recipe.model_fields else list(Recipe.model_fields)
-
-

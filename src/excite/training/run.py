@@ -109,13 +109,19 @@ class Run:
         if not path.is_file() or sha256(path) != card["sha256"]:
             raise ExciteError(f"{path} is missing or damaged: its checksum is not the one in model.json.")
         network.load_state_dict(safetensors.torch.load_file(path))
-        preprocessing = {k: tuple(v) if isinstance(v, list) else v for k, v in card["preprocessing"].items()}
+        preprocessing: dict[str, Any] = card["preprocessing"]
         return Trained(
             network.eval(), card["spec"] or "custom", tuple(card["classes"]), Preprocessing(**preprocessing)
         )
 
     def write_model(
-        self, network: nn.Module, *, spec: str | None, classes: tuple[str, ...], preprocessing: Preprocessing, **more: Any
+        self,
+        network: nn.Module,
+        *,
+        spec: str | None,
+        classes: tuple[str, ...],
+        preprocessing: Preprocessing,
+        **more: Any,
     ) -> None:
         """Write the weights, then the card that says that the run is finished."""
         weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}

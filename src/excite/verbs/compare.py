@@ -261,7 +261,12 @@ def _control(entries: list[Entry], shape: tuple[int, int, int]) -> str:
 
 
 def _report(
-    folder: Path, entries: list[Entry], images: ImageData, seeds: list[int], recipe: Recipe, notes: list[str] | None = None
+    folder: Path,
+    entries: list[Entry],
+    images: ImageData,
+    seeds: list[int],
+    recipe: Recipe,
+    notes: list[str] | None = None,
 ) -> dict[str, Any]:
     metric = ClassificationTask.metric
     shape = (images.preprocessing.channels, images.preprocessing.size, images.preprocessing.size)

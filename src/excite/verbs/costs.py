@@ -26,9 +26,9 @@ def costs(
         latency: measure, each network in its own process, driven in turn.
 
     Returns:
-        One dictionary for each spec: ``spec``, ``size``, ``classes``, ``parameters``, ``macs``, ``mebibytes`` (of fp32
-        weights), and where measured ``latency_ms`` (batch 1), ``latency_ratio`` with ``latency_ratio_ci95`` (None for the
-        first) and ``throughput`` (images per second, batch 32).
+        One dictionary for each spec: ``spec``, ``size``, ``classes``, ``parameters``, ``macs``, ``mebibytes`` (of
+        fp32 weights), and where measured ``latency_ms`` (batch 1), ``latency_ratio`` with ``latency_ratio_ci95``
+        (None for the first) and ``throughput`` (images per second, batch 32).
     """
     rows: list[dict[str, Any]] = []
     networks, shapes = [], []

@@ -55,7 +55,8 @@ def evaluate(
 
     Returns:
         ``{"metrics": {"top1", "top5", "loss"}, "images"}``, percentages as 0–100, and with ``per_class`` also
-        ``classes``, ``per_class`` (percent, None for a class without images) and ``confusion`` (true classes in rows).
+        ``classes``, ``per_class`` (percent, None for a class without images) and ``confusion`` (true classes in
+        rows).
 
     Raises:
         UsageError: the network and the data do not fit together.
@@ -65,15 +66,19 @@ def evaluate(
     if not isinstance(source, nn.Module) and (Path(source) / "recipe.yaml").is_file():
         trained = Run.open(source).load()
         own = trained.preprocessing
-    images = data if isinstance(data, ImageData) else load_data(
-        data,
-        test=test,
-        mean=mean or (own.mean if own else None),
-        std=std or (own.std if own else None),
-        image_size=image_size or (own.size if own else None),
-        channels=own.channels if own else 3,
-        broken=broken,
-        classes=trained.classes if trained else None,
+    images = (
+        data
+        if isinstance(data, ImageData)
+        else load_data(
+            data,
+            test=test,
+            mean=mean or (own.mean if own else None),
+            std=std or (own.std if own else None),
+            image_size=image_size or (own.size if own else None),
+            channels=own.channels if own else 3,
+            broken=broken,
+            classes=trained.classes if trained else None,
+        )
     )
     split = images.test or images.train
     assert split is not None

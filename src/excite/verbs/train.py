@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from excite.errors import UsageError
-from excite.training.fit import fit, load_recipe_data
+from excite.training.fit import fit, load_recipe_data, new_folder
 from excite.training.recipe import Recipe
 from excite.training.run import Run
 from excite.verbs.evaluate import test_scores
@@ -42,7 +41,7 @@ def train(
         recipe = run.recipe
     else:
         assert recipe is not None
-        run = Run(out or _new_folder(recipe))
+        run = Run(out or new_folder(recipe))
     data = load_recipe_data(recipe.data)
     title = recipe.network.spec if progress else None
     run = fit(recipe, run.folder, data=data, resume=resume is not None, title=title)
@@ -59,8 +58,3 @@ def train(
         scores = test_scores(run, data, None)
         result |= {"metrics": run.test_metrics(), "images": len(scores)}
     return result
-
-
-def _new_folder(recipe: Recipe) -> Path:
-    name = "".join(c if c.isalnum() or c in "-_.+" else "-" for c in Path(recipe.data.path).name)
-    return Path("excite-runs") / f"{recipe.network.spec}-{name}-{datetime.now():%Y%m%d-%H%M%S}"
