@@ -1,16 +1,12 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import textwrap
-import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import groupby, pairwise
 from pathlib import Path
 
@@ -23,114 +19,9 @@ from torch import nn
 
 from excite.errors import ExciteError, UsageError
 from excite.timing import InferenceCall, Ratio, Timings, median_interval, time_in_turn
+from timing_contestants import Broken, Employer, Hoard, Logged, Restless, Sleep, Surroundings
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="pinning and parent-death signals are Linux's")
-
-
-@dataclass(frozen=True)
-class Logged:
-    """Writes when each call began and ended, and in which process."""
-
-    folder: Path
-    name: str
-    seconds: float = 0.002
-
-    def __call__(self) -> Callable[[], None]:
-        def call() -> None:
-            begin = time.monotonic()
-            time.sleep(self.seconds)
-            with open(self.folder / f"{self.name}.log", "a") as file:
-                file.write(json.dumps([begin, time.monotonic(), os.getpid()]) + "\n")
-
-        return call
-
-
-@dataclass(frozen=True)
-class Restless:
-    """Stamps the time from a thread that goes on between the calls, as an idle OpenMP thread spins."""
-
-    folder: Path
-    name: str
-
-    def __call__(self) -> Callable[[], None]:
-        stamps = open(self.folder / f"{self.name}.stamps", "a", buffering=1)  # noqa: SIM115
-
-        def stamp() -> None:
-            while True:
-                stamps.write(f"{time.monotonic()}\n")
-                time.sleep(0.0005)
-
-        threading.Thread(target=stamp, daemon=True).start()
-        return Logged(self.folder, self.name)()
-
-
-@dataclass(frozen=True)
-class Sleep:
-    seconds: float = 0.001
-
-    def __call__(self) -> Callable[[], None]:
-        return lambda: time.sleep(self.seconds)
-
-
-@dataclass(frozen=True)
-class Broken:
-    """Goes wrong in one of several ways."""
-
-    how: str
-
-    def __call__(self) -> Callable[[], object]:
-        if self.how == "build":
-            raise RuntimeError("no such engine")
-        if self.how == "refused":
-            raise UsageError("unknown network 'resent20'")
-        if self.how == "build exits":
-            os._exit(3)
-        return {
-            "call": lambda: 1 // 0,
-            "call exits": lambda: os._exit(4),
-            "system exit": lambda: sys.exit("enough"),
-            "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
-        }[self.how]
-
-
-@dataclass(frozen=True)
-class Surroundings:
-    """Tells what the process looks like from inside, in a file."""
-
-    file: Path
-
-    def __call__(self) -> Callable[[], None]:
-        import torch
-
-        seen = {"threads": torch.get_num_threads(), "omp": os.environ["OMP_NUM_THREADS"]}
-        if hasattr(os, "sched_getaffinity"):
-            seen["cores"] = sorted(os.sched_getaffinity(0))
-        self.file.write_text(json.dumps(seen))
-        return lambda: None
-
-
-@dataclass(frozen=True)
-class Hoard:
-    mebibytes: int
-
-    def __call__(self) -> Callable[[], None]:
-        def call() -> None:
-            bytearray(self.mebibytes * 2**20)[:: 2**12] = bytes([1]) * (self.mebibytes * 2**8)
-
-        return call
-
-
-@dataclass(frozen=True)
-class Employer:
-    """Starts a process of its own, as a DataLoader does."""
-
-    file: Path
-
-    def __call__(self) -> Callable[[], None]:
-        helper = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(600,))
-        helper.start()
-        self.file.write_text(str(helper.pid))
-        return lambda: time.sleep(0.001)
 
 
 @pytest.fixture(autouse=True)
@@ -358,7 +249,7 @@ SCRIPT = """
     import sys
     from pathlib import Path
     sys.path.insert(0, {tests!r})
-    from test_timing import Logged
+    from timing_contestants import Logged
     from excite.timing import time_in_turn
     print("the script runs", flush=True)
     folder = Path({folder!r})

@@ -75,7 +75,11 @@ def test_a_users_random_transforms_hang_on_seed_epoch_and_index() -> None:
     def shifts(workers: int, batch_size: int, epoch: int) -> dict[int, float]:
         loader = Loader(split_of(data), data.preprocessing, batch_size, seed=0, shuffle=True, workers=workers)
         loader.set_epoch(epoch)
-        return {int(i): float((image - PIXELS[i]).mean()) for x, _, index in loader for image, i in zip(x, index)}
+        return {
+            int(i): float((image - PIXELS[i]).mean())
+            for x, _, index in loader
+            for image, i in zip(x, index, strict=True)
+        }
 
     first = shifts(0, 8, 0)
     assert len({round(value, 4) for value in first.values()}) > 15

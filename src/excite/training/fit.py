@@ -80,7 +80,8 @@ def fit(
         torch.manual_seed(recipe.seed)
         spec = recipe.network.spec if network is None else None
         if network is None:
-            network = create(recipe.network.spec, len(data.classes), data.preprocessing.channels, weights=recipe.network.weights)
+            channels, weights = data.preprocessing.channels, recipe.network.weights
+            network = create(recipe.network.spec, len(data.classes), channels, weights=weights)
         if recipe.trainer.channels_last:
             network = network.to(memory_format=torch.channels_last)
         recipe = recipe.replace({"augment": dataclasses.asdict(augmentation(recipe, data))})

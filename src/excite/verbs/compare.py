@@ -8,8 +8,9 @@ import json
 import logging
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from excite import timing
 from excite.analysis.statistics import Estimate, holm, mean_interval, paired_difference
 from excite.cost import cost
 from excite.create import create
@@ -29,6 +31,7 @@ from excite.tasks.classification import ClassificationTask
 from excite.training.fit import fit, load_recipe_data, pick_device, step_seconds, training_loader
 from excite.training.recipe import Recipe, load
 from excite.training.run import Run, versions
+from excite.verbs.costs import speeds
 from excite.verbs.evaluate import test_scores
 
 log = logging.getLogger(__name__)
@@ -109,33 +112,32 @@ def compare(
     folder = Path(out) if out else _default_folder(images.name, recipe, minutes)
     recipe = _settled(folder, recipe, builders, classes, channels, images, len(chosen), minutes)
 
-    entries = []
+    shape = (channels, images.preprocessing.size, images.preprocessing.size)
+    factories = {name: build or partial(create, name, classes, channels) for name, build in builders.items()}
+    roles = dict.fromkeys(builders, "contender") | {next(iter(builders)): "baseline"}
+    if control:
+        widened = _control(folder, factories, classes, shape)
+        if widened not in builders:
+            roles[widened] = "control"
+            builders[widened] = None
+            factories[widened] = partial(create, widened, classes, channels)
 
-    def train(name: str, build: Factory | None, role: str) -> None:
+    entries = []
+    for name, build in builders.items():
         runs = []
         for seed in chosen:
-            own = recipe.replace({"seed": seed} if build else {"seed": seed, "network.spec": name})
-            if build:
-                torch.manual_seed(seed)
-            runs.append(
-                fit(
-                    own,
-                    folder / "runs" / name / str(seed),
-                    network=build() if build else None,
-                    data=images,
-                    resume=True,
-                    title=f"{name}  seed {seed}" if progress else None,
-                )
+            torch.manual_seed(seed)
+            run = fit(
+                recipe.replace({"seed": seed} if build else {"seed": seed, "network.spec": name}),
+                folder / "runs" / name / str(seed),
+                network=build() if build else None,
+                data=images,
+                resume=True,
+                title=f"{name}  seed {seed}" if progress else None,
             )
-            test_scores(runs[-1], images, build)
-        entries.append(Entry(name, role, build or (lambda: create(name, classes, channels)), runs))
-
-    for position, (name, build) in enumerate(builders.items()):
-        train(name, build, "contender" if position else "baseline")
-    if control:
-        widened = _control(entries, (channels, *2 * (images.preprocessing.size,)))
-        if widened not in {entry.name for entry in entries}:
-            train(widened, None, "control")
+            test_scores(run, images, build)
+            runs.append(run)
+        entries.append(Entry(name, roles[name], factories[name], runs))
     return _report(folder, entries, images, chosen, recipe)
 
 
@@ -228,36 +230,39 @@ def _compare_runs(
     for position, (name, group) in enumerate(groups.items()):
         for seed in common:
             test_scores(group[seed], images, None)
-        build = lambda name=name: create(name, classes, channels)  # noqa: E731
+        build = partial(create, name, classes, channels)
         entries.append(Entry(name, "contender" if position else "baseline", build, [group[seed] for seed in common]))
     folder = Path(out) if out else Path("excite-runs") / ("compare-" + "-".join(groups).replace("/", "-"))
     return _report(folder, entries, images, common, first, notes)
 
 
-def _control(entries: list[Entry], shape: tuple[int, int, int]) -> str:
-    """The baseline's spec, widened until one image takes as long as with the slowest contestant."""
-    from excite.timing import InferenceCall, time_in_turn
+def _control(folder: Path, builders: Mapping[str, Factory], classes: int, shape: tuple[int, int, int]) -> str:
+    """The baseline's spec, widened until one image takes as long as with the slowest contestant.
 
-    baseline = entries[0].name
-    parsed = parse_spec(baseline)
-    if len(entries) < 2 or parsed.source or "width" in dict(parsed.arguments):
+    The choice is kept in the folder: measured again it might come out otherwise, and its runs would be lost.
+    """
+    path = folder / "control.json"
+    names = list(builders)
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        kept = json.loads(path.read_text())
+        if kept["contestants"] == names:
+            return str(kept["spec"])
+    baseline = parse_spec(names[0])
+    if len(names) < 2 or baseline.source or "width" in dict(baseline.arguments):
         raise UsageError("--control needs a baseline of excite's own without a width, and a network to rival")
-    calls = {e.name: InferenceCall(e.build(), shape, batch=1) for e in entries}
-    timed = time_in_turn(calls)
-    slowest = max((e.name for e in entries), key=timed.median)
+    calls = {name: timing.InferenceCall(build(), shape, batch=1) for name, build in builders.items()}
+    slowest = max(names, key=timing.time_in_turn(calls).median)
     low, high = 1.0, 4.0
-    name = baseline
     for _ in range(5):
-        width = round((low + high) / 2 * 16) / 16
-        joint = "," if parsed.arguments else ":"
-        head, plus, units = baseline.partition("+")
-        name = f"{head}{joint}width={width:g}{plus}{units}"
-        both = {name: InferenceCall(create(name, 10, shape[0]), shape, batch=1), slowest: calls[slowest]}
-        ratio = time_in_turn(both).ratio(name, slowest).value
+        width = (low + high) / 2
+        spec = str(replace(baseline, arguments=(*baseline.arguments, ("width", f"{width:.3g}"))))
+        both = {spec: timing.InferenceCall(create(spec, classes, shape[0]), shape, batch=1), slowest: calls[slowest]}
+        ratio = timing.time_in_turn(both).ratio(spec, slowest).value
         if abs(ratio - 1) < 0.02:
             break
         low, high = (width, high) if ratio < 1 else (low, width)
-    return str(parse_spec(name))
+    write_json(path, {"contestants": names, "slowest": slowest, "spec": spec, "latency_ratio_to_slowest": ratio})
+    return spec
 
 
 def _report(
@@ -272,7 +277,7 @@ def _report(
     shape = (images.preprocessing.channels, images.preprocessing.size, images.preprocessing.size)
     assert images.test is not None
     scores = {entry.name: np.stack([test_scores(run, images, None) for run in entry.runs]) for entry in entries}
-    measured = _measure(folder, entries, shape)
+    measured = _measured(folder, entries, shape)
     baseline = entries[0]
     results: list[dict[str, Any]] = []
     for entry in entries:
@@ -367,29 +372,14 @@ def _cpu() -> str:
     return platform.processor() or platform.machine()
 
 
-def _measure(folder: Path, entries: list[Entry], shape: tuple[int, int, int]) -> dict[str, dict[str, Any]]:
+def _measured(folder: Path, entries: list[Entry], shape: tuple[int, int, int]) -> dict[str, dict[str, Any]]:
     """Latency and throughput of each network, driven in turn; kept, so that a second look shows the same figures."""
-    from excite.timing import InferenceCall, time_in_turn
-
     path = folder / "timing.json"
     with contextlib.suppress(OSError, ValueError):
         held: dict[str, dict[str, Any]] = json.loads(path.read_text())
         if list(held) == [entry.name for entry in entries]:
             return held
-    batch = 32
-    networks = {entry.name: entry.build().eval() for entry in entries}
-    single = time_in_turn({name: InferenceCall(network, shape, batch=1) for name, network in networks.items()})
-    many = time_in_turn({name: InferenceCall(network, shape, batch=batch) for name, network in networks.items()})
-    first = entries[0].name
-    measured: dict[str, dict[str, Any]] = {}
-    for name in networks:
-        ratio = single.ratio(name, first) if name != first else None
-        measured[name] = {
-            "latency_ms": 1000 * single.median(name),
-            "latency_ratio": ratio.value if ratio else None,
-            "latency_ratio_ci95": [ratio.low, ratio.high] if ratio else None,
-            "throughput": batch / many.median(name),
-        }
+    measured = speeds({entry.name: (entry.build().eval(), shape) for entry in entries})
     write_json(path, measured)
     return measured
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from torch import nn
+
+from excite import timing
 from excite.cost import cost
 from excite.create import create
 from excite.networks.catalog import CATALOG
 from excite.spec import parse_spec
-from excite.timing import InferenceCall, time_in_turn
 
 THROUGHPUT_BATCH = 32
 
@@ -53,15 +56,32 @@ def costs(
         shapes.append((3, side, side))
     if latency:
         names = [f"{i} {row['spec']}" for i, row in enumerate(rows)]
-        pairs = list(zip(names, networks, shapes, strict=True))
-        single = time_in_turn({name: InferenceCall(net, shape, batch=1) for name, net, shape in pairs})
-        many = time_in_turn({name: InferenceCall(net, shape, batch=THROUGHPUT_BATCH) for name, net, shape in pairs})
+        measured = speeds(dict(zip(names, zip(networks, shapes, strict=True), strict=True)))
         for name, row in zip(names, rows, strict=True):
-            ratio = single.ratio(name, names[0]) if name != names[0] else None
-            row |= {
-                "latency_ms": 1000 * single.median(name),
-                "latency_ratio": ratio.value if ratio else None,
-                "latency_ratio_ci95": [ratio.low, ratio.high] if ratio else None,
-                "throughput": THROUGHPUT_BATCH / many.median(name),
-            }
+            row |= measured[name]
     return rows
+
+
+def speeds(networks: Mapping[str, tuple[nn.Module, tuple[int, ...]]]) -> dict[str, dict[str, Any]]:
+    """Latency and throughput of networks, each in a process of its own, driven in turn.
+
+    Args:
+        networks: by name, the network and the shape of one input; the first is what the others are held against.
+
+    Returns:
+        For each name ``latency_ms``, ``latency_ratio``, ``latency_ratio_ci95`` and ``throughput``, as :func:`costs`.
+    """
+    calls = {name: timing.InferenceCall(network, shape, batch=1) for name, (network, shape) in networks.items()}
+    single = timing.time_in_turn(calls)
+    many = timing.time_in_turn({name: replace(call, batch=THROUGHPUT_BATCH) for name, call in calls.items()})
+    first = next(iter(networks))
+    measured: dict[str, dict[str, Any]] = {}
+    for name in networks:
+        ratio = single.ratio(name, first) if name != first else None
+        measured[name] = {
+            "latency_ms": 1000 * single.median(name),
+            "latency_ratio": ratio.value if ratio else None,
+            "latency_ratio_ci95": [ratio.low, ratio.high] if ratio else None,
+            "throughput": THROUGHPUT_BATCH / many.median(name),
+        }
+    return measured
