@@ -1,4 +1,5 @@
 import sys
+from importlib import import_module
 from typing import Literal
 
 import pytest
@@ -6,12 +7,13 @@ import torch
 import torchvision
 from torch import nn
 
-import excite.create as registry
 from excite.create import create, networks, register_network, register_unit, units
 from excite.errors import UsageError
 from excite.spec import parse_spec
 from excite.units.selective_kernel import SelectiveKernel
 from excite.units.squeeze_excite import SqueezeExcite
+
+registry = import_module("excite.create")  # `excite.create`, the attribute, is the function
 
 
 @pytest.fixture(autouse=True)

@@ -91,11 +91,13 @@ class Surroundings:
     def __call__(self) -> Callable[[], None]:
         import torch
 
-        seen = {"threads": torch.get_num_threads(), "omp": os.environ["OMP_NUM_THREADS"]}
-        if hasattr(os, "sched_getaffinity"):
-            seen["cores"] = sorted(os.sched_getaffinity(0))
-        self.file.write_text(json.dumps(seen))
-        return lambda: None
+        def call() -> None:
+            seen = {"threads": torch.get_num_threads(), "omp": os.environ["OMP_NUM_THREADS"]}
+            if hasattr(os, "sched_getaffinity"):
+                seen["cores"] = sorted(os.sched_getaffinity(0))
+            self.file.write_text(json.dumps(seen))
+
+        return call
 
 
 @dataclass(frozen=True)

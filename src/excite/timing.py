@@ -298,10 +298,9 @@ def _work(connection: Connection, pickled: bytes, threads: int, cores: Sequence[
             os.sched_setaffinity(0, cores)
         for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # read when PyTorch is imported
             os.environ[variable] = str(threads)
-        build = pickle.loads(pickled)
-        if "torch" in sys.modules:
+        call = pickle.loads(pickled)()
+        if "torch" in sys.modules:  # which may have been imported too early, and takes no more than there are cores
             sys.modules["torch"].set_num_threads(threads)
-        call = build()
         connection.send(None)
         while True:
             calls = connection.recv()

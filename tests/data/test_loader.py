@@ -418,3 +418,41 @@ def test_lightning_goes_on_where_it_was_cut_off(tmp_path: Path, stop_after: int)
         fit(cut, None, Cut())
     fit(resumed, tmp_path / "cut.ckpt")
     assert cut.seen + resumed.seen == whole.seen
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lightning_validates_and_tests_on_every_image_once() -> None:
+    import pytorch_lightning as pl
+
+    class Counter(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(3 * 8 * 8, 3)
+            self.seen: list[int] = []
+
+        def training_step(self, batch: Any, _: int) -> torch.Tensor:
+            return self.layer(batch[0].flatten(1)).mean()
+
+        def validation_step(self, batch: Any, _: int) -> None:
+            self.seen += batch[2].tolist()
+
+        test_step = validation_step
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.01)
+
+    trainer = pl.Trainer(
+        max_epochs=2,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    model = Counter()
+    trainer.fit(model, Loader(stacked(16), PLAIN, 8, seed=0, shuffle=True), Loader(stacked(9), PLAIN, 4, seed=0))
+    assert model.seen == [*range(9), *range(9)]
+    model.seen.clear()
+    trainer.test(model, Loader(stacked(9), PLAIN, 4, seed=0), verbose=False)
+    assert model.seen == list(range(9))

@@ -70,6 +70,8 @@ def test_the_loss_takes_weights_smoothing_and_soft_targets() -> None:
     assert task.loss(logits, labels).item() == pytest.approx(expected.item(), rel=1e-5)
     soft = torch.softmax(torch.randn(6, 3), 1)
     plain = ClassificationTask(nn.Identity())
-    assert plain.loss(logits, soft).item() == pytest.approx(-(soft * logits.log_softmax(1)).sum(1).mean().item(), rel=1e-5)
+    assert plain.loss(logits, soft).item() == pytest.approx(
+        -(soft * logits.log_softmax(1)).sum(1).mean().item(), rel=1e-5
+    )
     step = task.training_step((logits, labels, torch.arange(6)), 0)
     assert step["right"].item() == (logits.argmax(1) == labels).sum().item()

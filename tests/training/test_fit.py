@@ -195,7 +195,9 @@ def test_a_head_of_another_size_is_refused_before_training(tmp_path) -> None:
 def test_a_module_of_ones_own_is_trained_and_loaded(tmp_path) -> None:
     def build() -> nn.Module:
         torch.manual_seed(0)
-        return nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+        return nn.Sequential(
+            nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)
+        )
 
     run = fit(small(**{"trainer.epochs": 1}), tmp_path / "run", network=build())
     assert run.card["spec"] is None

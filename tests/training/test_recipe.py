@@ -46,7 +46,9 @@ def test_a_wrong_key_or_value_is_refused_by_its_path(content, path, hint) -> Non
 
 
 def test_settings_are_typed_and_dotted() -> None:
-    changes = parse_settings(["trainer.epochs=3", "optimizer.lr=1e-3", "network=resnet32+se:reduction=8", "data.mean=[0.1,0.2,0.3]"])
+    changes = parse_settings(
+        ["trainer.epochs=3", "optimizer.lr=1e-3", "network=resnet32+se:reduction=8", "data.mean=[0.1,0.2,0.3]"]
+    )
     recipe = Recipe().replace(changes)
     assert recipe.trainer.epochs == 3
     assert recipe.optimizer.lr == 1e-3
@@ -85,7 +87,7 @@ def test_a_recipe_cannot_make_python_objects(tmp_path) -> None:
 
 def test_every_listed_key_is_a_key() -> None:
     content = yaml.safe_load(yaml.safe_dump(Recipe().model_dump(mode="json")))
-    for key in recipes.keys():
+    for key in recipes.all_keys():
         node = content
         for part in key.split("."):
             assert part in node

@@ -72,10 +72,10 @@ def paper(unit, x, branches, stride, groups, activation=relu):
         activation(normalise(convolve(x, parts[0].weight.detach().numpy(), stride, dilation, groups), parts[1]))
         for parts, (_, dilation) in zip(unit.branches, branches, strict=True)
     ]
-    z = sum(maps).mean((2, 3))
-    h = relu(normalise(z @ unit.reduce.weight.detach().numpy().T, unit.norm))
+    s = sum(maps).mean((2, 3))
+    z = relu(normalise(s @ unit.reduce.weight.detach().numpy().T, unit.norm))
     matrices = np.split(unit.expand.weight.detach().numpy(), len(maps))  # A, B, …: one (C, d) per branch
-    powers = np.exp([h @ matrix.T for matrix in matrices])
+    powers = np.exp([z @ matrix.T for matrix in matrices])
     attention = powers / powers.sum(0)
     v = sum(a[:, :, None, None] * u for a, u in zip(attention, maps, strict=True))
     return v, attention.swapaxes(0, 1)
@@ -125,7 +125,7 @@ def test_size_of_the_output(height, width, stride, branches, groups):
     ("channels", "reduction", "min_width", "width"),
     [(128, 16, 32, 32), (1024, 16, 32, 64), (64, 16, 32, 32), (256, 4, 32, 64), (64, 16, 1, 4)],
 )
-def test_width_of_h(channels, reduction, min_width, width):
+def test_width_of_z(channels, reduction, min_width, width):
     unit = SelectiveKernel(channels, channels, groups=32, reduction=reduction, min_width=min_width)
     assert unit.reduce.weight.shape == (width, channels)
     assert unit.expand.weight.shape == (2 * channels, width)
@@ -139,7 +139,7 @@ def test_the_first_rows_of_expand_are_those_of_the_first_branch():
     x = random_map(2, 4, 5, 5)
     nn.init.zeros_(unit.expand.weight)
     nn.init.ones_(unit.expand.weight[:4])
-    unit.norm.bias.data.fill_(100)  # h is large: the softmax is all or nothing
+    unit.norm.bias.data.fill_(100)  # z is large: the softmax is all or nothing
     torch.testing.assert_close(unit(x), unit.branches[0](x))
     unit.expand.weight.data.neg_()
     torch.testing.assert_close(unit(x), unit.branches[1](x))

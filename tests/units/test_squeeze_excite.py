@@ -94,7 +94,7 @@ def test_equals_the_equations_for_any_shape(batch, channels, positions, reductio
         (16, 16, 4, 4),
         (8, 16, 1, 1),
         (2048, 16, 1, 128),
-        (100, 16, 1, 6),
+        (110, 16, 1, 6),
         (4, 2, 8, 8),
     ],
 )
@@ -260,6 +260,19 @@ def test_channels_last_stays_channels_last(shape, memory_format, squeeze):
     np.testing.assert_allclose(
         unit(u).detach().numpy(), scaled(u, excitation(unit, u, squeeze)), rtol=1e-12, atol=1e-14
     )
+
+
+@pytest.mark.parametrize(
+    ("shape", "memory_format"),
+    [((2, 8, 5, 7), torch.channels_last), ((2, 8, 3, 4, 5), torch.channels_last_3d)],
+    ids=["2-d", "3-d"],
+)
+def test_gradient_of_the_squeeze_is_cheap_to_add(shape, memory_format):
+    u = random_map(*shape).contiguous(memory_format=memory_format).requires_grad_()
+    (of_mean,) = torch.autograd.grad(SqueezeExcite(8).squeeze(u).sum(), u)
+    assert of_mean.untyped_storage().nbytes() < u.nbytes, "a view, not a map"
+    (of_max,) = torch.autograd.grad(SqueezeExcite(8, squeeze="max").squeeze(u).sum(), u)
+    assert of_max.is_contiguous(memory_format=memory_format)
 
 
 @pytest.mark.parametrize("squeeze", SQUEEZES)

@@ -49,6 +49,8 @@ class Loader:
         UsageError: the batch size, the ranks, or the number of images do not allow a batch.
     """
 
+    batch_sampler = None  # Lightning asks for it wherever there is a sampler
+
     def __init__(
         self,
         split: Split,

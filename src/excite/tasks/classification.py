@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from excite.errors import ExciteError
+from excite.errors import ExciteError, UsageError
 from excite.tasks.base import Evaluation, Metric
 
 Batch = tuple[Tensor, Tensor, Tensor]
@@ -81,6 +81,7 @@ def evaluate(network: nn.Module, batches: Iterable[Batch], device: torch.device 
         ``(classes, classes)`` with true classes in rows and the ``predictions (N,)`` under ``details``.
 
     Raises:
+        UsageError: a label outside the network's classes.
         ExciteError: no images, or logits that are not finite.
     """
     was_training = network.training
@@ -100,6 +101,10 @@ def evaluate(network: nn.Module, batches: Iterable[Batch], device: torch.device 
         broken = int((~logits.isfinite().all(1)).sum())
         raise ExciteError(f"The network's output is not finite for {broken} of {len(logits)} images.")
     classes = logits.shape[1]
+    if labels.max() >= classes:
+        raise UsageError(
+            f"the network knows {classes} classes, but there is an image of class {int(labels.max()) + 1}"
+        )
     right = logits.argmax(1) == labels
     metrics = {"top1": 100 * right.double().mean().item()}
     if classes > 5:

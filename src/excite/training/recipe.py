@@ -229,7 +229,7 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
     return parsed
 
 
-def keys() -> list[str]:
+def all_keys() -> list[str]:
     """Every dotted key of a recipe."""
     return [
         f"{section}.{key}" if fields else section
@@ -253,18 +253,18 @@ def _set(content: dict[str, Any], key: str, value: Any) -> None:
     if dot and isinstance(content.get(section), dict):
         _set(content[section], rest, value)
     elif dot and section not in content:
-        raise UsageError(f"recipe key '{key}' is unknown; {nearest(key, keys()) or 'see: excite recipes'}")
+        raise UsageError(f"recipe key '{key}' is unknown; {nearest(key, all_keys()) or 'see: excite recipes'}")
     else:
         content[section] = value
 
 
 def _explain(error: Any) -> str:
     # Union and literal members appear in pydantic's location; only the part that the user wrote is wanted.
-    known = {part for key in keys() for part in key.split(".")}
+    known = {part for key in all_keys() for part in key.split(".")}
     steps = [str(step) for step in error["loc"]]
     if error["type"] == "extra_forbidden":
         path = ".".join(steps)
-        return f"key '{path}' is unknown; {nearest(path, keys()) or 'valid keys: ' + ', '.join(_fields_at(steps))}"
+        return f"key '{path}' is unknown; {nearest(path, all_keys()) or 'valid keys: ' + ', '.join(_fields_at(steps))}"
     path = ".".join(step for step in steps if step in known or step.isdigit())
     message = error["msg"].removeprefix("Value error, ")
     return f"key '{path}': {message[0].lower()}{message[1:]}, found {error['input']!r}"

@@ -20,9 +20,9 @@ class SelectiveKernel(nn.Module):
     ::
 
         U₁ … U_M = the input through M branches, each convolution–BN–activation    split
-        z        = mean of U₁ + … + U_M over all positions                         fuse      Eq. 1–2
-        h        = ReLU(BN(W z)), of width d = max(C/r, L)                         fuse      Eq. 3–4
-        a₁ … a_M = softmax over the branches of A₁ h … A_M h, per channel          select    Eq. 5
+        s        = mean of U₁ + … + U_M over all positions                         fuse      Eq. 1–2
+        z        = ReLU(BN(W s)), of width d = max(C/r, L)                         fuse      Eq. 3–4
+        a₁ … a_M = softmax over the branches of A₁ z … A_M z, per channel          select    Eq. 5
         V        = a₁ · U₁ + … + a_M · U_M                                         select    Eq. 6
 
     It stands where a 3×3 convolution with its batch norm and ReLU stood: (N, in_channels, H, W) →
@@ -36,13 +36,13 @@ class SelectiveKernel(nn.Module):
         branches: M pairs (kernel, dilation), M ≥ 2, with odd kernels. The paper's 5×5 is 3×3 with dilation 2.
         groups: cardinality of every branch; divides `in_channels` and `out_channels`.
         reduction: r.
-        min_width: L, the least width of h.
+        min_width: L, the least width of z.
         activation: what ends each branch: "relu" (the paper), "silu", "gelu", "hard_swish", "identity", or a module,
             of which each branch gets its own copy. Where the output goes straight into an addition with a shortcut,
-            "identity" lets it be negative. The ReLU of h does not change with it.
+            "identity" lets it be negative. The ReLU of z does not change with it.
 
     The submodules are `branches` (each a Sequential of convolution, batch norm, activation), `reduce` (W), `norm` and
-    `activation` (of h), `expand` (A₁ … A_M, one below the other: its first C rows are those of branch 0) and `gate`
+    `activation` (of z), `expand` (A₁ … A_M, one below the other: its first C rows are those of branch 0) and `gate`
     (the softmax, from logits (N, M, C) to attention (N, M, C)). A forward hook on `gate` reads the attention; the
     unit itself stores nothing. With two branches only the first one's is used, the second's being 1 minus it.
 
@@ -114,11 +114,11 @@ class SelectiveKernel(nn.Module):
         """Returns V, (N, out_channels, ⌈H/stride⌉, ⌈W/stride⌉), for x of shape (N, in_channels, H, W)."""
         maps = [branch(x) for branch in self.branches]
         # The mean of the sum of the branches is the sum of their means: the sum is never held in memory.
-        z = mean_over_positions(maps[0])
+        s = mean_over_positions(maps[0])
         for u in maps[1:]:
-            z = z + mean_over_positions(u)
-        h = self.activation(self.norm(self.reduce(z)))
-        attention = self.gate(self.expand(h).unflatten(1, (len(maps), -1)))
+            s = s + mean_over_positions(u)
+        z = self.activation(self.norm(self.reduce(s)))
+        attention = self.gate(self.expand(z).unflatten(1, (len(maps), -1)))
         # Under autocast the softmax may have answered in another precision than the maps'.
         weights = attention.to(maps[0].dtype)[:, :, :, None, None].unbind(1)
         if len(maps) == 2:

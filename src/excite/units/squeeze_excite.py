@@ -18,10 +18,9 @@ class SqueezeExcite(nn.Module):
         s = σ(W₂ δ(W₁ z))                       excitation    Eq. 3
         x̃ = s · u                               scale         Eq. 4
 
-    It takes feature maps of any number of dimensions, (N, C, L), (N, C, H, W), (N, C, D, H, W) and so on. W₁ and W₂
+    It takes feature maps of any number of dimensions: (N, C, L), (N, C, H, W), (N, C, D, H, W) and so on. W₁ and W₂
     are linear layers with biases; they keep PyTorch's default initialisation, with which s starts near 1/2 under a
-    sigmoid. Dropping into a trained network something that starts as the identity takes another gate, such as
-    2·sigmoid, and zeros in `expand`.
+    sigmoid. For a unit that starts as the identity, pass another gate, such as 2·sigmoid, and zero `expand`.
 
     Args:
         channels: C, the channels of the feature map.

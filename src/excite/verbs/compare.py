@@ -32,7 +32,7 @@ from excite.training.fit import fit, load_recipe_data, pick_device, step_seconds
 from excite.training.recipe import Recipe, load
 from excite.training.run import Run, versions
 from excite.verbs.costs import speeds
-from excite.verbs.evaluate import test_scores
+from excite.verbs.evaluate import scores_on_test
 
 log = logging.getLogger(__name__)
 
@@ -135,7 +135,7 @@ def compare(
                 resume=True,
                 title=f"{name}  seed {seed}" if progress else None,
             )
-            test_scores(run, images, build)
+            scores_on_test(run, images, build)
             runs.append(run)
         entries.append(Entry(name, roles[name], factories[name], runs))
     return _report(folder, entries, images, chosen, recipe)
@@ -229,7 +229,7 @@ def _compare_runs(
     entries = []
     for position, (name, group) in enumerate(groups.items()):
         for seed in common:
-            test_scores(group[seed], images, None)
+            scores_on_test(group[seed], images, None)
         build = partial(create, name, classes, channels)
         entries.append(Entry(name, "contender" if position else "baseline", build, [group[seed] for seed in common]))
     folder = Path(out) if out else Path("excite-runs") / ("compare-" + "-".join(groups).replace("/", "-"))
@@ -276,7 +276,7 @@ def _report(
     metric = ClassificationTask.metric
     shape = (images.preprocessing.channels, images.preprocessing.size, images.preprocessing.size)
     assert images.test is not None
-    scores = {entry.name: np.stack([test_scores(run, images, None) for run in entry.runs]) for entry in entries}
+    scores = {entry.name: np.stack([scores_on_test(run, images, None) for run in entry.runs]) for entry in entries}
     measured = _measured(folder, entries, shape)
     baseline = entries[0]
     results: list[dict[str, Any]] = []

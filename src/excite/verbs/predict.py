@@ -37,8 +37,9 @@ def predict(
     """
     if top < 1:
         raise UsageError(f"top is {top}: name at least one class")
+    opened = Run.open(run)
     files = list(_files(paths))
-    trained = Run.open(run).load()
+    trained = opened.load()
     where = pick_device(device)
     network = trained.network.to(where)
     for start in range(0, len(files), BATCH):

@@ -9,7 +9,7 @@ from excite.errors import UsageError
 from excite.training.fit import fit, load_recipe_data, new_folder
 from excite.training.recipe import Recipe
 from excite.training.run import Run
-from excite.verbs.evaluate import test_scores
+from excite.verbs.evaluate import scores_on_test
 
 
 def train(
@@ -55,6 +55,6 @@ def train(
         "images": 0,
     }
     if data.test is not None:
-        scores = test_scores(run, data, None)
+        scores = scores_on_test(run, data, None)
         result |= {"metrics": run.test_metrics(), "images": len(scores)}
     return result
