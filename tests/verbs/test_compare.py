@@ -15,9 +15,10 @@ from quick import quick
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from excite.data import from_datasets
+from excite.data import Loader, from_datasets, load_data
 from excite.errors import ExciteError, UsageError
 from excite.training.fit import fit
+from excite.training.run import Run
 from excite.verbs.compare import compare, verdict
 
 SPECS = ["resnet20:width=0.25", "resnet20:width=0.25+se"]
@@ -63,6 +64,28 @@ def test_scores_are_the_share_of_right_images(finished) -> None:
         means.append(100 * float(np.mean(tables)))
         assert entry["score"] == pytest.approx(means[-1])
     assert result["results"][1]["difference"] == pytest.approx(means[1] - means[0])
+
+
+def test_the_gates_of_the_attended_network_differ_between_images(finished) -> None:
+    folder, _ = finished
+    network = Run(folder / "runs" / SPECS[1] / "0").load().network
+    split = load_data("digits").test
+    assert split is not None
+    images, _, _ = next(iter(Loader(split, Run(folder / "runs" / SPECS[1] / "0").load().preprocessing, 64, seed=0)))
+    gates = []
+    hooks = [
+        module.register_forward_hook(lambda _module, _inputs, output: gates.append(output))
+        for name, module in network.named_modules()
+        if name.endswith(".gate")
+    ]
+    with torch.inference_mode():
+        network(images)
+    for hook in hooks:
+        hook.remove()
+    assert len(gates) == 9
+    for values in gates:
+        assert values.shape[0] == 64
+        assert values.std(dim=0).max() > 1e-4
 
 
 def test_the_page_is_written(finished) -> None:

@@ -26,12 +26,12 @@ that seeds have no effect: MS_error, the least that MS_seed can be expected to b
 place of the binomial one (Dean & Pagano 2015 on clustered samples), so that it stays within [0, 1] and 450 right
 answers of 450 do not read "100 % ± 0".
 
-**Limits.** One seed or one image: no interval. Two seeds: one degree of freedom; the interval is very wide and covers
-90.6 to 96.3 %. Fewer than about 10 images: 86 to 99 %. Counts are coarse where the two networks are expected to
-disagree on few test images: on about 5 (99 % accuracy on 450 images) 3 seeds cover up to 97.6 %; on 1 to 3, two equally
-good networks are told apart too seldom (97 to 100 %), while the interval of a true difference covers 88 to 96 %. The
-interval of a proportion needs some errors to count too: with 10 seeds and 450 images it covers 92.7 % at 99 % accuracy
-and about 91 % at 99.5 %.
+**Limits.** One seed or one image: no interval. Two seeds: one degree of freedom; the interval is very wide and
+covers 90.6 to 96.3 %. Fewer than about 10 images: 86 to 99 %. Counts are coarse where the two networks are expected
+to disagree on few test images: on about 5 (99 % accuracy on 450 images) 3 seeds cover up to 97.6 %; on 1 to 3, two
+equally good networks are told apart too seldom (97 to 100 %), while the interval of a true difference covers 88 to
+96 %. The interval of a proportion needs some errors to count too: with 10 seeds and 450 images it covers 92.7 % at
+99 % accuracy and about 91 % at 99.5 %.
 """
 
 from __future__ import annotations

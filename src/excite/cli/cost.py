@@ -33,7 +33,7 @@ def run(
     from excite.verbs.costs import costs
 
     show_log()
-    results = costs(specs, size=size, classes=classes, latency=latency)
+    results = costs(specs, size=size, classes=classes, latency=latency, progress=True)
     if json:
         print_json({"results": results})
         return

@@ -60,6 +60,7 @@ def run(
         broken="refuse" if refuse_broken else "skip",
         device=device,
         per_class=per_class,
+        progress=True,
     )
     if json:
         print_json(result)

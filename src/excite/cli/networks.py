@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from excite.cli.common import Json, print_json
+
+if TYPE_CHECKING:
+    from excite.networks.catalog import Entry
 
 NAME = "networks"
 
@@ -16,27 +19,45 @@ def run(
     json: Json = False,
 ) -> None:
     """The networks that excite knows, with their papers' figures, and the units that can be put into them."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
+    from excite.errors import UsageError, nearest
     from excite.networks.catalog import CATALOG
 
     entries = [entry for name, entry in CATALOG.items() if pattern is None or pattern in name]
+    if not entries:
+        hint = nearest(str(pattern), list(CATALOG))
+        raise UsageError(f"no network has '{pattern}' in its name; {hint or 'see: excite networks'}")
     if json:
         from dataclasses import asdict
 
         print_json({"networks": [asdict(entry) | {"input_size": entry.input_size} for entry in entries]})
         return
-    table = Table("network", "what it is", "input", "parameters (M)", "GMACs", "top-1 error %", "data")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in ("network", "input", "parameters", "GMACs", "top-1 error", "on"):
+        justify = "left" if title in ("network", "on") else "right"
+        table.add_column(title, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     for entry in entries:
-        paper = entry.figures[0] if entry.figures else None
-        cells = [paper.parameters, paper.macs, paper.top1, paper.data] if paper else [None] * 4
-        table.add_row(
-            entry.name, entry.title, f"{entry.input_size}²", *("–" if cell is None else str(cell) for cell in cells)
-        )
+        table.add_row(entry.name, f"{entry.input_size}²", *_figures(entry))
     console = Console(highlight=False)
     console.print(table)
-    console.print(
-        "Figures are the papers'. Add units with +: resnet50+se  resnet50+se:reduction=8,stages=1-3  resnet20+sk"
-    )
-    console.print("Other sources: torchvision:resnet50  timm:convnext_tiny")
+    console.print("Figures are the papers' own; * with the stride in the first 1×1 convolution (stride_in=1x1).")
+    console.print("Add units with +:  resnet50+se  resnet50+se:reduction=8,stages=1-3  resnet20+sk:branches=3-5")
+    console.print("Other sources:  torchvision:resnet50  timm:convnext_tiny")
+
+
+def _figures(entry: Entry) -> list[str]:
+    """Parameters, MACs, top-1 error and data set: of each the first that the papers give."""
+    first = {
+        name: next((getattr(f, name) for f in entry.figures if getattr(f, name) is not None), None)
+        for name in ("parameters", "macs", "top1", "data")
+    }
+    star = "*" if any(figure.spec for figure in entry.figures) and first["macs"] else ""
+    return [
+        f"{first['parameters']} M" if first["parameters"] else "",
+        f"{first['macs']:.2f}{star}" if first["macs"] else "",
+        f"{first['top1']:.2f} %" if first["top1"] else "",
+        str(first["data"] or "").partition(",")[0].removesuffix(" validation").removesuffix(" test"),
+    ]

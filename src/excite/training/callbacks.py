@@ -16,14 +16,13 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from excite.errors import ExciteError
 from excite.files import write_atomically
 from excite.training import checkpoint
+from excite.training.bars import make_bar
 
 Row = dict[str, float]
 
@@ -251,14 +250,7 @@ class Bar(pl.Callback):
 
     def __init__(self, position: Position, title: str) -> None:
         self.position = position
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            TextColumn("{task.fields[status]}"),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            transient=True,
-        )
+        self.progress = make_bar()
         self.task = self.progress.add_task(title, total=position.total_steps, completed=position.step, status="")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -28,6 +28,7 @@ from excite.data import Augmentation, ImageData, Loader, load_data
 from excite.errors import UsageError
 from excite.tasks.classification import ClassificationTask, evaluate
 from excite.training import checkpoint
+from excite.training.bars import bar
 from excite.training.callbacks import Bar, Position, Rate, Record, StopOnSignal, WeightAverage
 from excite.training.optimization import build_optimizer, rate_factor
 from excite.training.recipe import Data, Recipe, load
@@ -76,7 +77,7 @@ def fit(
     device = pick_device(recipe.trainer.device)
     threads = recipe.trainer.threads or torch.get_num_threads()
     with _settings(threads, device):
-        data = data or load_recipe_data(recipe.data)
+        data = data or load_recipe_data(recipe.data, progress=title is not None)
         torch.manual_seed(recipe.seed)
         spec = recipe.network.spec if network is None else None
         if network is None:
@@ -85,6 +86,7 @@ def fit(
         if recipe.trainer.channels_last:
             network = network.to(memory_format=torch.channels_last)
         recipe = recipe.replace({"augment": dataclasses.asdict(augmentation(recipe, data))})
+        _check_precision(recipe, device)
         loader = training_loader(recipe, data)
         _check_output(network, loader, len(data.classes), device)
         if recipe.trainer.minutes is not None:
@@ -123,17 +125,19 @@ def training_loader(recipe: Recipe, data: ImageData) -> Loader:
     )
 
 
-def load_recipe_data(settings: Data) -> ImageData:
-    """The images that a recipe names."""
-    return load_data(
-        settings.path,
-        test=settings.test_path,
-        val_fraction=settings.val_fraction,
-        image_size=settings.image_size,
-        mean=settings.mean,
-        std=settings.std,
-        broken=settings.broken,
-    )
+def load_recipe_data(settings: Data, progress: bool = False) -> ImageData:
+    """The images that a recipe names; ``progress`` shows a bar while they are decoded."""
+    with bar("reading images", progress) as step:
+        return load_data(
+            settings.path,
+            test=settings.test_path,
+            val_fraction=settings.val_fraction,
+            image_size=settings.image_size,
+            mean=settings.mean,
+            std=settings.std,
+            broken=settings.broken,
+            progress=step,
+        )
 
 
 def new_folder(recipe: Recipe) -> Path:
@@ -293,6 +297,15 @@ def _check_output(network: nn.Module, loader: Loader, classes: int, device: torc
             f"the network's output has shape {tuple(logits.shape)}, but the data has {classes} classes: "
             f"expected (1, {classes})"
         )
+
+
+def _check_precision(recipe: Recipe, device: torch.device) -> None:
+    if (
+        recipe.trainer.precision == "bf16"
+        and device.type == "cpu"
+        and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    ):
+        log.warning("This processor has no bfloat16 instructions: trainer.precision=bf16 is emulated and slow here")
 
 
 def _class_weights(recipe: Recipe, data: ImageData) -> Tensor | None:

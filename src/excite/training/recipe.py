@@ -264,7 +264,9 @@ def _explain(error: Any) -> str:
     steps = [str(step) for step in error["loc"]]
     if error["type"] == "extra_forbidden":
         path = ".".join(steps)
-        return f"key '{path}' is unknown; {nearest(path, all_keys()) or 'valid keys: ' + ', '.join(_fields_at(steps))}"
+        return (
+            f"key '{path}' is unknown; {nearest(path, all_keys()) or 'valid keys: ' + ', '.join(_fields_at(steps))}"
+        )
     path = ".".join(step for step in steps if step in known or step.isdigit())
     message = error["msg"].removeprefix("Value error, ")
     return f"key '{path}': {message[0].lower()}{message[1:]}, found {error['input']!r}"

@@ -104,7 +104,7 @@ def compare(
         changes |= {"trainer.epochs": epochs}
     recipe = recipe.replace(changes)
     builders = _builders(contestants)
-    images = images or load_recipe_data(recipe.data)
+    images = images or load_recipe_data(recipe.data, progress)
     if images.test is None:
         raise UsageError(f"'{images.name}' has no test images; give them with --test-data")
     classes, channels = len(images.classes), images.preprocessing.channels
@@ -138,7 +138,7 @@ def compare(
             scores_on_test(run, images, build)
             runs.append(run)
         entries.append(Entry(name, roles[name], factories[name], runs))
-    return _report(folder, entries, images, chosen, recipe)
+    return _report(folder, entries, images, chosen, recipe, progress=progress)
 
 
 def default_recipe(data: str | None) -> Recipe:
@@ -215,7 +215,7 @@ def _compare_runs(
         raise UsageError("the runs of the networks have no seed in common: they cannot be paired")
     first = runs[0].recipe
     changes = {} if not isinstance(data, str) else {"data.path": data, "data.test_path": test}
-    images = data if isinstance(data, ImageData) else load_recipe_data(first.replace(changes).data)
+    images = data if isinstance(data, ImageData) else load_recipe_data(first.replace(changes).data, progress)
     if images.test is None:
         raise UsageError(f"'{images.name}' has no test images; give them with --test-data")
     notes = []
@@ -233,7 +233,7 @@ def _compare_runs(
         build = partial(create, name, classes, channels)
         entries.append(Entry(name, "contender" if position else "baseline", build, [group[seed] for seed in common]))
     folder = Path(out) if out else Path("excite-runs") / ("compare-" + "-".join(groups).replace("/", "-"))
-    return _report(folder, entries, images, common, first, notes)
+    return _report(folder, entries, images, common, first, notes, progress)
 
 
 def _control(folder: Path, builders: Mapping[str, Factory], classes: int, shape: tuple[int, int, int]) -> str:
@@ -272,12 +272,13 @@ def _report(
     seeds: list[int],
     recipe: Recipe,
     notes: list[str] | None = None,
+    progress: bool = False,
 ) -> dict[str, Any]:
     metric = ClassificationTask.metric
     shape = (images.preprocessing.channels, images.preprocessing.size, images.preprocessing.size)
     assert images.test is not None
     scores = {entry.name: np.stack([scores_on_test(run, images, None) for run in entry.runs]) for entry in entries}
-    measured = _measured(folder, entries, shape)
+    measured = _measured(folder, entries, shape, progress)
     baseline = entries[0]
     results: list[dict[str, Any]] = []
     for entry in entries:
@@ -372,14 +373,16 @@ def _cpu() -> str:
     return platform.processor() or platform.machine()
 
 
-def _measured(folder: Path, entries: list[Entry], shape: tuple[int, int, int]) -> dict[str, dict[str, Any]]:
+def _measured(
+    folder: Path, entries: list[Entry], shape: tuple[int, int, int], progress: bool
+) -> dict[str, dict[str, Any]]:
     """Latency and throughput of each network, driven in turn; kept, so that a second look shows the same figures."""
     path = folder / "timing.json"
     with contextlib.suppress(OSError, ValueError):
         held: dict[str, dict[str, Any]] = json.loads(path.read_text())
         if list(held) == [entry.name for entry in entries]:
             return held
-    measured = speeds({entry.name: (entry.build().eval(), shape) for entry in entries})
+    measured = speeds({entry.name: (entry.build().eval(), shape) for entry in entries}, progress)
     write_json(path, measured)
     return measured
 

@@ -13,12 +13,18 @@ from excite.cost import cost
 from excite.create import create
 from excite.networks.catalog import CATALOG
 from excite.spec import parse_spec
+from excite.training.bars import bar
 
 THROUGHPUT_BATCH = 32
 
 
 def costs(
-    specs: Sequence[str], *, size: int | None = None, classes: int | None = None, latency: bool = True
+    specs: Sequence[str],
+    *,
+    size: int | None = None,
+    classes: int | None = None,
+    latency: bool = True,
+    progress: bool = False,
 ) -> list[dict[str, Any]]:
     """Parameters, MACs, size and speed of networks.
 
@@ -27,6 +33,7 @@ def costs(
         size: side of the input in pixels; by default the one that the network was drawn for, else 224.
         classes: by default 10 for networks drawn for 32 × 32 images, else 1000.
         latency: measure, each network in its own process, driven in turn.
+        progress: show bars on stderr.
 
     Returns:
         One dictionary for each spec: ``spec``, ``size``, ``classes``, ``parameters``, ``macs``, ``mebibytes`` (of
@@ -56,24 +63,30 @@ def costs(
         shapes.append((3, side, side))
     if latency:
         names = [f"{i} {row['spec']}" for i, row in enumerate(rows)]
-        measured = speeds(dict(zip(names, zip(networks, shapes, strict=True), strict=True)))
+        measured = speeds(dict(zip(names, zip(networks, shapes, strict=True), strict=True)), progress)
         for name, row in zip(names, rows, strict=True):
             row |= measured[name]
     return rows
 
 
-def speeds(networks: Mapping[str, tuple[nn.Module, tuple[int, ...]]]) -> dict[str, dict[str, Any]]:
+def speeds(
+    networks: Mapping[str, tuple[nn.Module, tuple[int, ...]]], progress: bool = False
+) -> dict[str, dict[str, Any]]:
     """Latency and throughput of networks, each in a process of its own, driven in turn.
 
     Args:
         networks: by name, the network and the shape of one input; the first is what the others are held against.
+        progress: show bars on stderr.
 
     Returns:
         For each name ``latency_ms``, ``latency_ratio``, ``latency_ratio_ci95`` and ``throughput``, as :func:`costs`.
     """
     calls = {name: timing.InferenceCall(network, shape, batch=1) for name, (network, shape) in networks.items()}
-    single = timing.time_in_turn(calls)
-    many = timing.time_in_turn({name: replace(call, batch=THROUGHPUT_BATCH) for name, call in calls.items()})
+    with bar("timing one image at a time", progress) as step:
+        single = timing.time_in_turn(calls, progress=step)
+    with bar(f"timing {THROUGHPUT_BATCH} images at a time", progress) as step:
+        large = {name: replace(call, batch=THROUGHPUT_BATCH) for name, call in calls.items()}
+        many = timing.time_in_turn(large, progress=step)
     first = next(iter(networks))
     measured: dict[str, dict[str, Any]] = {}
     for name in networks:

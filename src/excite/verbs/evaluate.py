@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from excite.errors import ExciteError, UsageError
 from excite.files import write_atomically, write_json
 from excite.tasks import classification
 from excite.tasks.base import Evaluation
+from excite.training.bars import Step, bar
 from excite.training.fit import pick_device
 from excite.training.run import Run
 
@@ -38,8 +39,12 @@ def evaluate(
     broken: str = "skip",
     device: str = "auto",
     per_class: bool = False,
+    progress: bool = False,
 ) -> dict[str, Any]:
-    """Score a network on the test images of a set (on all of them, where the set is not split).
+    """Score a network on the test images of a set.
+
+    Of a set that is not split, these are the fifth of each class that training holds out as well, so that a run is never
+    scored on images that it has learned from.
 
     Args:
         source: a run's folder, a network spec (with ``weights``), or a module.
@@ -52,6 +57,7 @@ def evaluate(
         broken: ``skip`` or ``refuse`` files that cannot be decoded.
         device: ``auto``, ``cpu``, ``cuda`` …
         per_class: add the accuracy of each class and the confusion matrix.
+        progress: show bars on stderr.
 
     Returns:
         ``{"metrics": {"top1", "top5", "loss"}, "images"}``, percentages as 0–100, and with ``per_class`` also
@@ -66,20 +72,21 @@ def evaluate(
     if not isinstance(source, nn.Module) and (Path(source) / "recipe.yaml").is_file():
         trained = Run.open(source).load()
         own = trained.preprocessing
-    images = (
-        data
-        if isinstance(data, ImageData)
-        else load_data(
-            data,
-            test=test,
-            mean=mean or (own.mean if own else None),
-            std=std or (own.std if own else None),
-            image_size=image_size or (own.size if own else None),
-            channels=own.channels if own else 3,
-            broken=broken,
-            classes=trained.classes if trained else None,
-        )
-    )
+    if isinstance(data, ImageData):
+        images = data
+    else:
+        with bar("reading images", progress) as step:
+            images = load_data(
+                data,
+                test=test,
+                mean=mean or (own.mean if own else None),
+                std=std or (own.std if own else None),
+                image_size=image_size or (own.size if own else None),
+                channels=own.channels if own else 3,
+                broken=broken,
+                classes=trained.classes if trained else None,
+                progress=step,
+            )
     split = images.test or images.train
     assert split is not None
     if trained is not None:
@@ -88,7 +95,8 @@ def evaluate(
         network = source
     else:
         network = create(str(source), len(images.classes), images.preprocessing.channels, weights=weights)
-    scored = score(network, split, images.preprocessing, device)
+    with bar("evaluating", progress) as step:
+        scored = score(network, split, images.preprocessing, device, step)
     result: dict[str, Any] = {"metrics": scored.metrics, "images": scored.images}
     if per_class:
         confusion = scored.details["confusion"]
@@ -103,10 +111,19 @@ def evaluate(
     return result
 
 
-def score(network: nn.Module, split: Split, preprocessing: Preprocessing, device: str = "auto") -> Evaluation:
-    """Evaluate on one split, in its order."""
+def score(
+    network: nn.Module, split: Split, preprocessing: Preprocessing, device: str = "auto", step: Step | None = None
+) -> Evaluation:
+    """Evaluate on one split, in its order; ``step`` is called with (batches done, in all)."""
     batches = Loader(split, preprocessing, BATCH, seed=0)
-    return classification.evaluate(network, batches, pick_device(device))
+
+    def counted() -> Iterator[classification.Batch]:
+        for done, batch in enumerate(batches, start=1):
+            yield batch
+            if step:
+                step(done, len(batches))
+
+    return classification.evaluate(network, counted(), pick_device(device))
 
 
 def scores_on_test(run: Run, images: ImageData, build: Callable[[], nn.Module] | None) -> NDArray[np.float32]:

@@ -42,7 +42,7 @@ def train(
     else:
         assert recipe is not None
         run = Run(out or new_folder(recipe))
-    data = load_recipe_data(recipe.data)
+    data = load_recipe_data(recipe.data, progress)
     title = recipe.network.spec if progress else None
     run = fit(recipe, run.folder, data=data, resume=resume is not None, title=title)
     card = run.card
