@@ -78,6 +78,4 @@ def _plain_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ExciteError(f"The disk is full: {path} was not written; what was there is untouched.") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-            raise ExciteError(f"Cannot write {path}: {error.strerror}.") from error
-        raise
+        raise ExciteError(f"Cannot write {path}: {error.strerror or error}.") from error

@@ -14,13 +14,15 @@ Step = Callable[[int, int], object]
 
 def make_bar() -> Progress:
     """A bar that goes away when the work is done, and leaves stdout alone."""
+    console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=None),
         TextColumn("{task.fields[status]}"),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=console,
         transient=True,
+        disable=not console.is_terminal,
     )
 
 

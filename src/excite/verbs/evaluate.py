@@ -43,8 +43,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score a network on the test images of a set.
 
-    Of a set that is not split, these are the fifth of each class that training holds out as well, so that a run is never
-    scored on images that it has learned from.
+    Of a set that is not split, these are the fifth of each class that training holds out as well, so that a run is
+    never scored on images that it has learned from.
 
     Args:
         source: a run's folder, a network spec (with ``weights``), or a module.
