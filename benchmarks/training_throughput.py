@@ -291,7 +291,7 @@ def contestants(spec: str, threads: int, folder: Path) -> dict[tuple[str, str], 
     return found
 
 
-def measure(spec: str, rounds: int, threads: int) -> list[dict[str, Any]]:
+def measure(spec: str, rounds: int, threads: int, seconds: float) -> list[dict[str, Any]]:
     check_same_network(spec)
     with tempfile.TemporaryDirectory() as folder:
         entered = contestants(spec, threads, Path(folder))
@@ -299,7 +299,7 @@ def measure(spec: str, rounds: int, threads: int) -> list[dict[str, Any]]:
             {" ".join(key): contestant for key, contestant in entered.items()},
             rounds=rounds,
             threads=threads,
-            min_seconds=1.0,
+            min_seconds=seconds,
             max_seconds=3600,
             progress=lambda done, of: print(f"{spec}: round {done} of {of}", file=sys.stderr),
         )
@@ -348,10 +348,13 @@ def main() -> None:
     parser.add_argument("networks", nargs="*", default=list(PLAIN), metavar="NETWORK", help=" ".join(PLAIN))
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=len(usable_cores()))
+    parser.add_argument("--seconds", type=float, default=1.0, help="length of one sample")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.manual_seed(0)
-    rows = [row for spec in options.networks for row in measure(spec, options.rounds, options.threads)]
+    rows = [
+        row for spec in options.networks for row in measure(spec, options.rounds, options.threads, options.seconds)
+    ]
     write_json(
         options.out,
         {

@@ -22,6 +22,7 @@ import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil
@@ -227,7 +228,7 @@ class _Worker:
     def wait_until_built(self) -> None:
         """Wait for the build, then suspend the process."""
         self._answer("while it was being built")
-        self._each(psutil.Process.suspend)
+        self._each(_suspend)
 
     def seconds(self, calls: int) -> float:
         """The time of so many calls, with one before them if they are several: it warms up the caches."""
@@ -235,7 +236,7 @@ class _Worker:
         if calls > 1:
             self._run(1)
         seconds = self._run(calls)
-        self._each(psutil.Process.suspend)
+        self._each(_suspend)
         return seconds
 
     def kill(self) -> None:
@@ -268,6 +269,24 @@ class _Worker:
             for one in (process, *process.children(recursive=True)):
                 with contextlib.suppress(psutil.NoSuchProcess):
                     action(one)
+
+
+def _suspend(process: psutil.Process) -> None:
+    """Suspend a process, and wait until it stands still: the signal reaches its threads one after the other."""
+    process.suspend()
+    threads = Path(f"/proc/{process.pid}/task")
+    for _ in range(200):
+        if not threads.is_dir() or all(map(_stands_still, threads.glob("*/stat"))):
+            return
+        time.sleep(0.0005)
+
+
+def _stands_still(stat: Path) -> bool:
+    """Whether a thread is stopped (T), traced (t) or gone, by the state that follows its name in parentheses."""
+    try:
+        return stat.read_text().rpartition(")")[2].split()[0] in "TtZX"
+    except OSError:
+        return True
 
 
 @dataclass(frozen=True)
