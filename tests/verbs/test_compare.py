@@ -205,26 +205,28 @@ def test_killed_and_called_again_the_comparison_ends_the_same(finished, tmp_path
     assert [entry["scores"] for entry in again["results"]] == [entry["scores"] for entry in result["results"]]
 
 
-def _result(spec, difference=None, interval=None, p=None, ratio=None) -> dict:
-    return {
-        "spec": spec,
-        "score": 90.0,
-        "difference": difference,
-        "difference_ci95": interval,
-        "p_holm": p,
-        "latency_ratio": ratio,
-    }
+def _comparison(*rivals: tuple, seeds: int = 3, higher_is_better: bool = True) -> dict:
+    results = [{"spec": "a", "difference": None, "difference_ci95": None, "p_holm": None, "latency_ratio": None}]
+    for spec, difference, interval, p, ratio in rivals:
+        found = {"difference": difference, "difference_ci95": interval, "p_holm": p, "latency_ratio": ratio}
+        results.append({"spec": spec, **found})
+    metric = {"name": "top1", "unit": "%", "higher_is_better": higher_is_better}
+    return {"seeds": list(range(seeds)), "metric": metric, "baseline": "a", "results": results}
 
 
 def test_the_verdict_says_what_the_intervals_say() -> None:
-    baseline = _result("a")
-    better = verdict([baseline, _result("b", 1.0, [0.4, 1.6], 0.01, 1.25)])
-    assert better == "b is better than a by 1.00 points (95 % interval 0.40 to 1.60) at 1.25× its latency."
-    worse = verdict([baseline, _result("b", -1.0, [-1.6, -0.4], 0.01)])
-    assert worse == "b is worse than a by 1.00 points (95 % interval 0.40 to 1.60)."
-    assert "b is better" in verdict([baseline, _result("b", -1.0, [-1.6, -0.4], 0.01)], higher_is_better=False)
-    open_ = "No difference shown between b or c and a."
-    assert verdict([baseline, _result("b", 1.0, [-0.1, 2.1], 0.07), _result("c", 0.5, [0.1, 0.9], 0.06)]) == open_
+    better = ("b", 1.0, [0.4, 1.6], 0.01, 1.25)
+    worse = ("b", -1.0, [-1.6, -0.4], 0.01, None)
+    open_ = ("c", 1.0, [-0.1, 2.1], 0.07, 1.1)
+    not_after_holm = ("d", 0.5, [0.1, 0.9], 0.06, 1.1)
+    sentence = "b is better than a by 1.00 points (95 % interval 0.40 to 1.60) at 1.25× its latency"
+    assert verdict(_comparison(better)) == f"{sentence}."
+    assert verdict(_comparison(worse)) == "b is worse than a by 1.00 points (95 % interval 0.40 to 1.60)."
+    assert "b is better than a" in str(verdict(_comparison(worse, higher_is_better=False)))
+    assert verdict(_comparison(open_, not_after_holm)) == "No difference shown for c and d against a."
+    assert verdict(_comparison(better, open_)) == f"{sentence}; no difference shown for c against a."
+    assert verdict(_comparison(better, seeds=2)) is None
+    assert "nothing to compare" in str(verdict(_comparison()))
 
 
 def test_a_comparison_can_be_repeated_bit_for_bit(finished, tmp_path) -> None:

@@ -25,6 +25,7 @@ from excite.create import create
 from excite.data import ImageData
 from excite.errors import UsageError
 from excite.files import write_atomically, write_json
+from excite.report import wording
 from excite.report.compare import compare_page
 from excite.spec import parse_spec
 from excite.tasks.classification import ClassificationTask
@@ -308,12 +309,12 @@ def _report(
         result["difference"] = metric.factor * difference.value
         result["difference_ci95"] = _interval(difference, metric.factor)
         result["p_holm"] = None if p is None else float(p)
-    comparison = {
+    comparison: dict[str, Any] = {
         "data": images.name,
         "seeds": seeds,
         "metric": {"name": metric.name, "unit": metric.unit, "higher_is_better": metric.higher_is_better},
         "baseline": baseline.name,
-        "verdict": verdict(results, metric.higher_is_better) if len(seeds) >= 3 else None,
+        "verdict": None,
         "results": results,
         "images": len(images.test),
         "epochs": recipe.trainer.epochs,
@@ -321,37 +322,40 @@ def _report(
         "environment": environment(),
         "notes": notes or [],
     }
+    comparison["verdict"] = verdict(comparison)
     write_json(folder / "compare.json", comparison)
-    curves = {entry.name: [run.metrics() for run in entry.runs] for entry in entries}
+    curves = {entry.name: [_learning(run) for run in entry.runs] for entry in entries}
     write_atomically(folder / "reports" / "compare.html", compare_page(comparison, curves))
     return comparison | {"folder": str(folder)}
 
 
-def verdict(results: list[dict[str, Any]], higher_is_better: bool = True) -> str:
-    """One sentence on every contestant against the first.
+def verdict(comparison: dict[str, Any]) -> str | None:
+    """One sentence on every contestant against the baseline; None below three seeds.
 
     A difference counts as shown when its own 95 % interval leaves out zero and it stands after Holm's correction.
     """
-    baseline, *rivals = results
+    if len(comparison["seeds"]) < 3:
+        return None
+    name, unit = comparison["baseline"], wording.difference_unit(comparison["metric"]["unit"])
+    rivals = [entry for entry in comparison["results"] if entry["spec"] != name]
     if not rivals:
-        return f"{baseline['spec']} scores {baseline['score']:.2f}; there is nothing to compare it with."
-    shown, open_ = [], []
-    for result in rivals:
-        low, high = result["difference_ci95"]
-        if low <= 0 <= high or result["p_holm"] > 0.05:
-            open_.append(result["spec"])
-        else:
-            better = (result["difference"] > 0) == higher_is_better
-            shown.append(
-                f"{result['spec']} is {'better' if better else 'worse'} than {baseline['spec']} by "
-                f"{abs(result['difference']):.2f} points (95 % interval {min(abs(low), abs(high)):.2f} to "
-                f"{max(abs(low), abs(high)):.2f})"
-                + (f" at {result['latency_ratio']:.2f}× its latency" if result.get("latency_ratio") else "")
-            )
-    if open_:
-        shown.append(f"no difference shown between {' or '.join(open_)} and {baseline['spec']}")
-    text = "; ".join(shown) + "."
-    return text[0].upper() + text[1:] if not shown[0].startswith(tuple(r["spec"] for r in rivals)) else text
+        return f"{name} was trained alone: there is nothing to compare it with."
+    clauses, undecided = [], []
+    for entry in rivals:
+        found = wording.finding(entry, comparison)
+        if found == wording.UNDECIDED:
+            undecided.append(entry["spec"])
+            continue
+        ends = sorted(abs(end) for end in entry["difference_ci95"])
+        clause = f"{entry['spec']} is {found} than {name} by {abs(entry['difference']):.2f} {unit}".rstrip()
+        clause += f" (95 % interval {ends[0]:.2f} to {ends[1]:.2f})"
+        if entry["latency_ratio"]:
+            clause += f" at {entry['latency_ratio']:.2f}× its latency"
+        clauses.append(clause)
+    if undecided:
+        start = "no" if clauses else "No"
+        clauses.append(f"{start} difference shown for {' and '.join(undecided)} against {name}")
+    return "; ".join(clauses) + "."
 
 
 def environment() -> dict[str, Any]:
@@ -385,6 +389,12 @@ def _measured(
     measured = speeds({entry.name: (entry.build().eval(), shape) for entry in entries}, progress)
     write_json(path, measured)
     return measured
+
+
+def _learning(run: Run) -> dict[str, list[float]]:
+    """The columns of the metrics that show learning, not the clock or the schedule."""
+    shown = ("epoch", "train_", "val_")
+    return {name: column for name, column in run.metrics().items() if name.startswith(shown)}
 
 
 def _interval(estimate: Estimate, factor: float) -> list[float] | None:
