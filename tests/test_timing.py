@@ -286,9 +286,9 @@ def test_workers_never_outlive_the_driver(tmp_path, blow):
         driver.kill()
     else:
         os.killpg(driver.pid, signal.SIGINT)  # as a terminal does: to every process of the group
-    error = driver.communicate(timeout=20)[1]
+    error = driver.communicate(timeout=120)[1]
     assert len(workers) == 2
     assert all(ended(pid) for pid in workers)
     if blow == "Ctrl-C":
-        assert error.count("Traceback") == 1  # the driver's own
+        assert "in _work" not in error  # the driver has a traceback to tell, the workers have none
         assert error.rstrip().endswith("KeyboardInterrupt")
