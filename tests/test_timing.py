@@ -246,6 +246,8 @@ def ended(pid: int, patience: float = 10.0) -> bool:
 
 
 SCRIPT = """
+    import signal
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background starts with Ctrl-C ignored
     import sys
     from pathlib import Path
     sys.path.insert(0, {tests!r})
