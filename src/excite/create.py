@@ -16,8 +16,10 @@ from pydantic import PlainValidator, TypeAdapter, ValidationError
 from torch import nn
 
 from excite.errors import UsageError, nearest
-from excite.networks.catalog import CATALOG, Entry, ResNetTable
-from excite.networks.resnet import Site, plain_convolution, plain_join, resnet, widened
+from excite.networks.catalog import CATALOG, Entry
+from excite.networks.resnet import resnet, widened
+from excite.networks.site import Site, plain_convolution, plain_join
+from excite.networks.tables import ResNetTable
 from excite.spec import Arguments, Spec, UnitSpec, parse_spec
 from excite.units.selective_kernel import SelectiveKernel
 from excite.units.squeeze_excite import SqueezeExcite
@@ -89,7 +91,7 @@ def register_unit(name: str, factory: UnitFactory, place: Place = "branch") -> N
     Args:
         name: letters, digits and ``_ . -``. A name registered before is replaced, one of excite's is refused.
         factory: ``factory(site, *, …)`` → module, called once per block with a
-            :class:`~excite.networks.resnet.Site`. Keyword-only parameters as for :func:`register_network`;
+            :class:`~excite.networks.site.Site`. Keyword-only parameters as for :func:`register_network`;
             ``stages`` is every unit's and handled for it.
         place: ``branch``: the module ends the residual branch, ``forward(u, shortcut)`` → (rescaled u) + shortcut.
             ``convolution``: it stands for the 3×3 convolution, batch norm and activation, ``forward(x)``. Where

@@ -11,8 +11,8 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from excite.data import images
-from excite.data.base import Preprocessing
 from excite.data.images import BrokenImageError, decode, fit, header_size, is_image_name
+from excite.preprocessing import Preprocessing
 
 RNG = np.random.default_rng(0)
 COLOURS = RNG.integers(0, 256, (20, 30, 3), dtype=np.uint8)

@@ -13,7 +13,8 @@ from torch import nn
 from excite.cost import cost
 from excite.create import create
 from excite.networks.catalog import CATALOG
-from excite.networks.resnet import Add, ZeroPadShortcut, resnet, widened
+from excite.networks.resnet import ZeroPadShortcut, resnet, widened
+from excite.networks.site import Add
 from excite.units.selective_kernel import SelectiveKernel
 from excite.units.squeeze_excite import SqueezeExcite
 

@@ -17,8 +17,9 @@ import numpy.typing as npt
 import torch
 
 from excite.data.augment import Augmentation
-from excite.data.base import ImageData, Preprocessing, Split, StackedImages
+from excite.data.base import ImageData, Split, StackedImages
 from excite.data.draws import Indices, bits, hold_out, uniform
+from excite.preprocessing import Preprocessing
 
 CANVAS = 32  # pixels
 USUAL_SIZE = 16  # height in pixels of a digit of scale 1

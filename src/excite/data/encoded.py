@@ -12,10 +12,11 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from excite.data.base import Preprocessing, Split, StackedImages
+from excite.data.base import Split, StackedImages
 from excite.data.draws import Indices
 from excite.data.images import BrokenImageError, decode, fit, header_size
 from excite.errors import ExciteError
+from excite.preprocessing import Preprocessing
 
 logger = logging.getLogger("excite.data")
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from excite.data.base import Preprocessing
+from excite.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -16,10 +16,7 @@ from excite.data.base import (
     CIFAR_MEAN,
     CIFAR_STD,
     GREY_WEIGHTS,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     ImageData,
-    Preprocessing,
     Split,
     StackedImages,
 )
@@ -38,6 +35,7 @@ from excite.data.folder import FolderFiles
 from excite.data.layout import Part, read_layout
 from excite.data.tar import TarFiles
 from excite.errors import UsageError, nearest
+from excite.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 
 logger = logging.getLogger("excite.data")
 

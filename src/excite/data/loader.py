@@ -11,11 +11,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from excite.data.augment import Augmentation, crop_and_flip, erase, mix, randaugment, resized_windows
-from excite.data.base import BatchedImages, DrawnImages, Preprocessing, Split
+from excite.data.base import BatchedImages, DrawnImages, Split
 from excite.data.draws import Indices, permutation
 from excite.data.encoded import EncodedImages, tell_broken
 from excite.data.images import BrokenImageError, fit, normalise, resize
 from excite.errors import ExciteError, UsageError
+from excite.preprocessing import Preprocessing
 
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 
 from excite.data.augment import Augmentation
-from excite.data.base import ImageData, Preprocessing, Split
+from excite.data.base import ImageData, Split
 from excite.data.draws import bits
 from excite.errors import UsageError
+from excite.preprocessing import Preprocessing
 
 
 class MapStyle(Protocol):

@@ -20,65 +20,10 @@ from dataclasses import dataclass, replace
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from excite.networks.catalog import ResNetTable
-
-
-@dataclass(frozen=True)
-class Site:
-    """A place in a network where a unit can go, and what a unit has to fit.
-
-    Args:
-        stage: 1 for the first stage.
-        in_channels, out_channels, stride, groups: of the convolution there; for the end of a residual branch
-            both channel counts are the branch's.
-        activation: what follows the convolution there: ``relu`` or, where a block adds first, ``identity``.
-        input_size: side of the images the network was drawn for, 32 for CIFAR.
-    """
-
-    stage: int
-    in_channels: int
-    out_channels: int
-    stride: int
-    groups: int
-    activation: str
-    input_size: int
-
-
-Convolution = Callable[[Site], tuple[nn.Module, nn.Module, nn.Module]]
-Join = Callable[[Site], nn.Module]
-
+from excite.networks.site import Convolution, Join, Site, conv, plain_convolution, plain_join
+from excite.networks.tables import ResNetTable
 
 # --- the parts -------------------------------------------------------------------------------------------------
-
-
-def conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
-    """A convolution that keeps the size (at stride 1), without bias: batch norm follows.
-
-    It starts from He's normal distribution of variance 2 / fan-out (He et al. 2015, Sect. 2.2).
-    """
-    convolution = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False)
-    nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
-    return convolution
-
-
-def plain_convolution(site: Site) -> tuple[nn.Module, nn.Module, nn.Module]:
-    """The 3×3 convolution of the plain network, its batch norm and its activation."""
-    activation = nn.ReLU(inplace=True) if site.activation == "relu" else nn.Identity()
-    convolution = conv(site.in_channels, site.out_channels, 3, site.stride, site.groups)
-    return convolution, nn.BatchNorm2d(site.out_channels), activation
-
-
-class Add(nn.Module):
-    """The plain join: residual branch plus shortcut."""
-
-    def forward(self, u: Tensor, shortcut: Tensor) -> Tensor:
-        """(N, C, H, W) twice → (N, C, H, W), written over ``u``, which nothing else needs."""
-        return u.add_(shortcut)
-
-
-def plain_join(site: Site) -> nn.Module:
-    """:class:`Add`, at every site."""
-    return Add()
 
 
 class ZeroPadShortcut(nn.Module):

@@ -1,0 +1,77 @@
+"""The places where units go into a network, and the plain parts that stand there without one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place in a network where a unit can go, and what a unit has to fit.
+
+    Args:
+        stage: 1 for the first stage.
+        in_channels, out_channels, stride, groups: of the convolution there; for the end of a residual branch
+            both channel counts are the branch's.
+        activation: what follows the convolution there: ``relu``, ``relu6``, or, where a block goes on without one,
+            ``identity``.
+        input_size: side of the images the network was drawn for, 32 for CIFAR.
+        residual: whether a shortcut is added at the end of the branch.
+    """
+
+    stage: int
+    in_channels: int
+    out_channels: int
+    stride: int
+    groups: int
+    activation: str
+    input_size: int
+    residual: bool = True
+
+
+Convolution = Callable[[Site], tuple[nn.Module, nn.Module, nn.Module]]
+"""Makes (convolution, batch norm, activation) for the 3×3 convolution of a block; a unit that brings its own batch
+norm and activation fills their places with ``nn.Identity``."""
+
+Join = Callable[[Site], nn.Module]
+"""Makes the module at the end of a branch: called with (branch, shortcut), or where ``site.residual`` is false with
+(branch,) alone."""
+
+
+def conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    """A convolution that keeps the size (at stride 1), without bias: batch norm follows.
+
+    It starts from He's normal distribution of variance 2 / fan-out (He et al. 2015, Sect. 2.2).
+    """
+    convolution = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False)
+    nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+    return convolution
+
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": lambda: nn.ReLU(inplace=True),
+    "relu6": lambda: nn.ReLU6(inplace=True),
+    "identity": nn.Identity,
+}
+
+
+def plain_convolution(site: Site) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """The 3×3 convolution of the plain network, its batch norm and its activation."""
+    convolution = conv(site.in_channels, site.out_channels, 3, site.stride, site.groups)
+    return convolution, nn.BatchNorm2d(site.out_channels), ACTIVATIONS[site.activation]()
+
+
+class Add(nn.Module):
+    """The plain join: residual branch plus shortcut."""
+
+    def forward(self, u: Tensor, shortcut: Tensor) -> Tensor:
+        """(N, C, H, W) twice → (N, C, H, W), written over ``u``, which nothing else needs."""
+        return u.add_(shortcut)
+
+
+def plain_join(site: Site) -> nn.Module:
+    """:class:`Add` where there is a shortcut, else nothing."""
+    return Add() if site.residual else nn.Identity()
