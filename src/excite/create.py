@@ -7,7 +7,6 @@ import re
 import typing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,16 +16,15 @@ from torch import nn
 
 from excite.errors import UsageError, nearest
 from excite.networks.catalog import CATALOG, Entry
-from excite.networks.resnet import resnet, widened
+from excite.networks.families import FAMILIES
 from excite.networks.site import Site, plain_convolution, plain_join
-from excite.networks.tables import ResNetTable
 from excite.spec import Arguments, Spec, UnitSpec, parse_spec
 from excite.units.selective_kernel import SelectiveKernel
 from excite.units.squeeze_excite import SqueezeExcite
 from excite.weights.state_dict import load_weights
 
-# A place in a residual block where a unit goes: at the end of the residual branch, where it also adds the
-# shortcut, or instead of the 3×3 convolution with its batch norm and activation.
+# A place in a block where a unit goes: at the end of the branch, where it also adds the shortcut if there is one, or
+# instead of the 3×3 convolution with its batch norm and activation.
 Place = Literal["branch", "convolution"]
 NetworkFactory = Callable[..., nn.Module]  # (num_classes, in_channels, *, arguments of the spec) -> network
 UnitFactory = Callable[..., nn.Module]  # (site, *, arguments of the spec) -> unit
@@ -93,10 +91,11 @@ def register_unit(name: str, factory: UnitFactory, place: Place = "branch") -> N
         factory: ``factory(site, *, …)`` → module, called once per block with a
             :class:`~excite.networks.site.Site`. Keyword-only parameters as for :func:`register_network`;
             ``stages`` is every unit's and handled for it.
-        place: ``branch``: the module ends the residual branch, ``forward(u, shortcut)`` → (rescaled u) + shortcut.
-            ``convolution``: it stands for the 3×3 convolution, batch norm and activation, ``forward(x)``. Where
-            ``site.activation`` is ``identity``, the shortcut is added to its output in place, so the output must
-            not be one that its last step needs for the backward pass (a sigmoid's, a ReLU's).
+        place: ``branch``: the module ends the branch of a block, ``forward(u, shortcut)`` → (rescaled u) + shortcut,
+            or where ``site.residual`` is false ``forward(u)`` → rescaled u. ``convolution``: it stands for the 3×3
+            convolution, batch norm and activation, ``forward(x)``. Where ``site.activation`` is ``identity``, the
+            shortcut may be added to its output in place, so the output must not be one that its last step needs for
+            the backward pass (a sigmoid's, a ReLU's).
     """
     if name in ("se", "sk"):
         raise UsageError(f"The name {name!r} belongs to a unit of excite's own; choose another.")
@@ -136,10 +135,10 @@ def _own(spec: Spec, num_classes: int, in_channels: int) -> nn.Module:
 
 
 def _from_catalog(entry: Entry, spec: Spec, num_classes: int, in_channels: int) -> nn.Module:
-    adjusted = _bottlenecks if entry.table.block == "bottleneck" else _basic_blocks
-    table = adjusted(entry.table, **_typed(adjusted, spec.arguments, f"the network {entry.name}"))
+    family = FAMILIES[type(entry.table)]
+    table = family.adjusted(entry.table, **_typed(family.adjusted, spec.arguments, f"the network {entry.name}"))
     given = [unit for text in entry.units for unit in parse_spec(f"{entry.name}+{text}").units]
-    chosen = _units_by_stage([*given, *spec.units], stages=len(table.depths))
+    chosen = _units_by_stage([*given, *spec.units], stages=table.stages)
 
     def convolution(site: Site) -> tuple[nn.Module, nn.Module, nn.Module]:
         make = chosen["convolution"].get(site.stage)
@@ -148,17 +147,7 @@ def _from_catalog(entry: Entry, spec: Spec, num_classes: int, in_channels: int) 
     def join(site: Site) -> nn.Module:
         return chosen["branch"].get(site.stage, plain_join)(site)
 
-    return resnet(table, num_classes, in_channels, convolution=convolution, join=join)
-
-
-def _basic_blocks(table: ResNetTable, *, width: float = 1.0) -> ResNetTable:
-    return widened(table, width)
-
-
-def _bottlenecks(
-    table: ResNetTable, *, width: float = 1.0, stride_in: Literal["3x3", "1x1"] | None = None
-) -> ResNetTable:
-    return widened(replace(table, stride_in=stride_in or table.stride_in), width)
+    return family.build(table, num_classes, in_channels, convolution=convolution, join=join)
 
 
 def _units_by_stage(unit_specs: list[UnitSpec], stages: int) -> dict[str, dict[int, Callable[[Site], nn.Module]]]:

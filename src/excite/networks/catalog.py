@@ -8,10 +8,12 @@ validation or test images, single crop.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from excite.networks.tables import ResNetTable
+from excite.networks.tables import MobileNetV1Table, MobileNetV2Table, ResNetTable, ShuffleNetV2Table
+
+Table = ResNetTable | MobileNetV1Table | MobileNetV2Table | ShuffleNetV2Table
 
 
 @dataclass(frozen=True)
@@ -46,10 +48,9 @@ class Entry:
 
     name: str
     title: str
-    table: ResNetTable
+    table: Table
     units: tuple[str, ...] = ()
     figures: tuple[Figures, ...] = ()
-    family: str = "resnet"
 
     @property
     def input_size(self) -> int:
@@ -57,22 +58,74 @@ class Entry:
         return self.table.input_size
 
 
-def _basic(depths: tuple[int, ...]) -> ResNetTable:
+def _basic(depths: tuple[int, ...], pool: Literal["padded", "ceil"] = "padded") -> ResNetTable:
     """He et al. 2016, Table 1, columns 18 and 34."""
     channels = (64, 128, 256, 512)
-    return ResNetTable(depths, channels, channels, block="basic", stem="imagenet", stem_channels=64)
+    return ResNetTable(depths, channels, channels, block="basic", stem="imagenet", stem_channels=64, pool=pool)
 
 
-def _bottleneck(depths: tuple[int, ...], stride_in: Literal["3x3", "1x1"] = "3x3") -> ResNetTable:
-    """He et al. 2016, Table 1, columns 50, 101 and 152."""
-    inner, outer = (64, 128, 256, 512), (256, 512, 1024, 2048)
-    return ResNetTable(depths, inner, outer, "bottleneck", "imagenet", stem_channels=64, stride_in=stride_in)
+def _bottleneck(depths: tuple[int, ...], inner: int = 64) -> ResNetTable:
+    """He et al. 2016, Table 1, columns 50, 101 and 152; ``inner`` is 128 in Zagoruyko and Komodakis 2016."""
+    return ResNetTable(depths, _doubling(inner), _doubling(256), "bottleneck", "imagenet", stem_channels=64)
 
 
-def _resnext(depths: tuple[int, ...]) -> ResNetTable:
+def _resnext(depths: tuple[int, ...], groups: int = 32, group_channels: int = 4) -> ResNetTable:
     """Xie et al. 2017, Table 1: 32 groups of 4 channels in the first stage."""
-    inner, outer = (128, 256, 512, 1024), (256, 512, 1024, 2048)
-    return ResNetTable(depths, inner, outer, "bottleneck", "imagenet", stem_channels=64, groups=32)
+    inner = _doubling(groups * group_channels)
+    return ResNetTable(depths, inner, _doubling(256), "bottleneck", "imagenet", stem_channels=64, groups=groups)
+
+
+def _caffe(table: ResNetTable) -> ResNetTable:
+    """The form of the SE and SK authors' releases: Caffe's pooling, and without groups the stride in the 1×1."""
+    return replace(table, pool="ceil", stride_in="1x1" if table.groups == 1 else "3x3")
+
+
+def _doubling(channels: int) -> tuple[int, ...]:
+    return (channels, 2 * channels, 4 * channels, 8 * channels)
+
+
+_SENET154 = ResNetTable(
+    depths=(3, 8, 36, 3),
+    reduce=_doubling(128),
+    inner=_doubling(256),
+    outer=_doubling(256),
+    block="bottleneck",
+    stem="deep",
+    stem_channels=128,
+    groups=64,
+    shortcut="projection_3x3",
+    pool="ceil",
+    dropout=0.2,
+)
+"""Hu et al. 2018, appendix A."""
+
+_MOBILENET_V1 = MobileNetV1Table(stem=(32, 2), rows=((64, 1, 1), (128, 2, 2), (256, 2, 2), (512, 6, 2), (1024, 2, 2)))
+_MOBILENET_V2 = MobileNetV2Table(
+    stem=(32, 2),
+    rows=(
+        (1, 16, 1, 1),
+        (6, 24, 2, 2),
+        (6, 32, 3, 2),
+        (6, 64, 4, 2),
+        (6, 96, 3, 1),
+        (6, 160, 3, 2),
+        (6, 320, 1, 1),
+    ),
+)
+# On images of 32×32 the first convolution keeps the size, in V2 the first two strides do: 2×2 and 4×4 are left.
+_MOBILENET_V1_CIFAR = replace(_MOBILENET_V1, stem=(32, 1), input_size=32)
+_MOBILENET_V2_CIFAR = replace(
+    _MOBILENET_V2,
+    stem=(32, 1),
+    rows=((1, 16, 1, 1), (6, 24, 2, 1), *_MOBILENET_V2.rows[2:]),
+    dropout=0.0,
+    input_size=32,
+)
+
+
+def _shufflenet(channels: tuple[int, int, int], head: int = 1024) -> ShuffleNetV2Table:
+    """Ma et al. 2018, Table 5."""
+    return ShuffleNetV2Table(stem=24, channels=channels, depths=(4, 8, 4), head=head)
 
 
 def _cifar(blocks: int) -> ResNetTable:
@@ -92,6 +145,9 @@ _HE = "He et al. 2016"
 _SE = "Hu et al. 2018, Table 2"
 _SE_RELEASE = "Hu et al., release of the trained networks"
 _SK = "Li et al. 2019, Table 1 and release"
+_HOWARD = "Howard et al. 2017"
+_SANDLER = "Sandler et al. 2018"
+_MA = "Ma et al. 2018, Table 8"
 _IMAGENET = "ImageNet validation, 224×224"
 _CIFAR10 = "CIFAR-10 test"
 _CIFAR100 = "CIFAR-100 test"
@@ -113,8 +169,8 @@ def _he_cifar(parameters: float, top1: float) -> Figures:
     return Figures(f"{_HE}, Table 6", _CIFAR10, parameters, top1=top1)
 
 
-# The SE paper's ResNets stride in the first 1×1 convolution, as He et al. wrote it. Ours of the plain names stride
-# in the 3×3, as today's do; the figures say which spec they are for.
+# The SE paper's ResNets stride in the first 1×1 convolution, as He et al. wrote it, and pool as Caffe does. Ours of
+# the plain names stride in the 3×3 and pool with a frame, as today's do; the figures say which spec they are for.
 CATALOG: dict[str, Entry] = {
     entry.name: entry
     for entry in (
@@ -150,46 +206,112 @@ CATALOG: dict[str, Entry] = {
             _resnext((3, 4, 23, 3)),
             figures=(_se(7.99, 21.18, 5.57), _sk(44.3, 7.99, 21.11)),
         ),
-        Entry("se_resnet18", "SE-ResNet-18", _basic((2, 2, 2, 2)), ("se",)),
-        Entry("se_resnet34", "SE-ResNet-34", _basic((3, 4, 6, 3)), ("se",)),
+        Entry("resnext101_32x8d", "ResNeXt-101, 32×8d", _resnext((3, 4, 23, 3), 32, 8)),
+        Entry(
+            "resnext101_64x4d",
+            "ResNeXt-101, 64×4d",
+            _resnext((3, 4, 23, 3), 64, 4),
+            figures=(Figures("Hu et al. 2018, Table 3", _IMAGENET, top1=20.4, top5=5.3),),
+        ),
+        Entry("wide_resnet50_2", "Wide ResNet-50-2", _bottleneck((3, 4, 6, 3), 128)),
+        Entry("wide_resnet101_2", "Wide ResNet-101-2", _bottleneck((3, 4, 23, 3), 128)),
+        Entry("se_resnet18", "SE-ResNet-18", _basic((2, 2, 2, 2), pool="ceil"), ("se",)),
+        Entry("se_resnet34", "SE-ResNet-34", _basic((3, 4, 6, 3), pool="ceil"), ("se",)),
         Entry(
             "se_resnet50",
             "SE-ResNet-50",
-            _bottleneck((3, 4, 6, 3), stride_in="1x1"),
+            _caffe(_bottleneck((3, 4, 6, 3))),
             ("se",),
             (_se(3.87, 23.29, 6.62), _se_release(22.37, 6.36)),
         ),
         Entry(
             "se_resnet101",
             "SE-ResNet-101",
-            _bottleneck((3, 4, 23, 3), stride_in="1x1"),
+            _caffe(_bottleneck((3, 4, 23, 3))),
             ("se",),
             (_se(7.60, 22.38, 6.07), _se_release(21.75, 5.72)),
         ),
         Entry(
             "se_resnet152",
             "SE-ResNet-152",
-            _bottleneck((3, 8, 36, 3), stride_in="1x1"),
+            _caffe(_bottleneck((3, 8, 36, 3))),
             ("se",),
             (_se(11.32, 21.57, 5.73), _se_release(21.34, 5.54)),
         ),
         Entry(
             "se_resnext50_32x4d",
             "SE-ResNeXt-50, 32×4d",
-            _resnext((3, 4, 6, 3)),
+            _caffe(_resnext((3, 4, 6, 3))),
             ("se",),
             (_se(4.25, 21.10, 5.49), _se_release(20.97, 5.54), _sk(27.7, 4.25, 21.12)),
         ),
         Entry(
             "se_resnext101_32x4d",
             "SE-ResNeXt-101, 32×4d",
-            _resnext((3, 4, 23, 3)),
+            _caffe(_resnext((3, 4, 23, 3))),
             ("se",),
             (_se(8.00, 20.70, 5.01), _se_release(19.81, 4.96), _sk(49.2, 8.00, 20.58)),
         ),
-        Entry("sknet26", "SKNet-26", _resnext((2, 2, 2, 2)), ("sk",)),
-        Entry("sknet50", "SKNet-50", _resnext((3, 4, 6, 3)), ("sk",), (_sk(27.5, 4.47, 20.79),)),
-        Entry("sknet101", "SKNet-101", _resnext((3, 4, 23, 3)), ("sk",), (_sk(48.9, 8.46, 20.19),)),
+        Entry("se_resnext26_32x4d", "SE-ResNeXt-26, 32×4d", _caffe(_resnext((2, 2, 2, 2))), ("se",)),
+        Entry(
+            "senet154",
+            "SENet-154",
+            _SENET154,
+            ("se",),
+            (
+                Figures("Hu et al. 2018, Table 3 and release", _IMAGENET, 115.0, 20.7, 18.68, 4.47),
+                Figures("Hu et al. 2018, Table 3", "ImageNet validation, 320×320", top1=17.28, top5=3.79),
+            ),
+        ),
+        Entry("sknet26", "SKNet-26", _caffe(_resnext((2, 2, 2, 2))), ("sk",)),
+        Entry("sknet50", "SKNet-50", _caffe(_resnext((3, 4, 6, 3))), ("sk",), (_sk(27.5, 4.47, 20.79),)),
+        Entry("sknet101", "SKNet-101", _caffe(_resnext((3, 4, 23, 3))), ("sk",), (_sk(48.9, 8.46, 20.19),)),
+        Entry(
+            "mobilenet_v1",
+            "MobileNet V1",
+            _MOBILENET_V1,
+            figures=(
+                Figures(f"{_HOWARD}, Table 8", _IMAGENET, 4.2, 0.569, 29.4),
+                Figures(f"{_HOWARD}, Table 6", _IMAGENET, 2.6, 0.325, 31.6, spec="mobilenet_v1:width=0.75"),
+                Figures(f"{_HOWARD}, Table 6", _IMAGENET, 1.3, 0.149, 36.3, spec="mobilenet_v1:width=0.5"),
+                Figures(f"{_HOWARD}, Table 6", _IMAGENET, 0.5, 0.041, 49.4, spec="mobilenet_v1:width=0.25"),
+            ),
+        ),
+        Entry(
+            "mobilenet_v2",
+            "MobileNet V2",
+            _MOBILENET_V2,
+            figures=(
+                Figures(f"{_SANDLER}, Table 4", _IMAGENET, 3.4, 0.300, 28.0),
+                Figures(f"{_SANDLER}, Table 4", _IMAGENET, 6.9, 0.585, 25.3, spec="mobilenet_v2:width=1.4"),
+            ),
+        ),
+        Entry("mobilenet_v1_cifar", "MobileNet V1 for CIFAR", _MOBILENET_V1_CIFAR),
+        Entry("mobilenet_v2_cifar", "MobileNet V2 for CIFAR", _MOBILENET_V2_CIFAR),
+        Entry(
+            "shufflenet_v2_x0_5",
+            "ShuffleNet V2, 0.5×",
+            _shufflenet((48, 96, 192)),
+            figures=(Figures(_MA, _IMAGENET, macs=0.041, top1=39.7),),
+        ),
+        Entry(
+            "shufflenet_v2_x1_0",
+            "ShuffleNet V2, 1×",
+            _shufflenet((116, 232, 464)),
+            figures=(Figures(_MA, _IMAGENET, macs=0.146, top1=30.6),),
+        ),
+        Entry(
+            "shufflenet_v2_x1_5",
+            "ShuffleNet V2, 1.5×",
+            _shufflenet((176, 352, 704)),
+            figures=(Figures(_MA, _IMAGENET, macs=0.299, top1=27.4),),
+        ),
+        Entry(
+            "shufflenet_v2_x2_0",
+            "ShuffleNet V2, 2×",
+            _shufflenet((244, 488, 976), head=2048),
+            figures=(Figures(_MA, _IMAGENET, macs=0.591, top1=25.1),),
+        ),
         Entry("resnet20", "ResNet-20", _cifar(3), figures=(_he_cifar(0.27, 8.75),)),
         Entry("resnet32", "ResNet-32", _cifar(5), figures=(_he_cifar(0.46, 7.51),)),
         Entry("resnet44", "ResNet-44", _cifar(7), figures=(_he_cifar(0.66, 7.17),)),

@@ -16,6 +16,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -51,28 +52,39 @@ def projection_shortcut(in_channels: int, out_channels: int, stride: int) -> nn.
     return nn.Sequential(conv(in_channels, out_channels, 1, stride), nn.BatchNorm2d(out_channels))
 
 
-def imagenet_stem(in_channels: int, channels: int) -> dict[str, nn.Module]:
-    """7×7 convolution and 3×3 max pooling: a quarter of the side."""
-    return {
-        "conv1": conv(in_channels, channels, 7, stride=2),
-        "bn1": nn.BatchNorm2d(channels),
-        "relu": nn.ReLU(inplace=True),
-        "maxpool": nn.MaxPool2d(3, stride=2, padding=1),
-    }
+def projection_3x3_shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module:
+    """Option B that looks at every position: where it strides, a 3×3 convolution (Hu et al. 2018, appendix A)."""
+    kernel = 3 if stride > 1 else 1
+    return nn.Sequential(conv(in_channels, out_channels, kernel, stride), nn.BatchNorm2d(out_channels))
 
 
-def cifar_stem(in_channels: int, channels: int) -> dict[str, nn.Module]:
+def imagenet_stem(in_channels: int, channels: int) -> nn.Module:
+    """A 7×7 convolution: half of the side."""
+    return conv(in_channels, channels, 7, stride=2)
+
+
+def deep_stem(in_channels: int, channels: int) -> nn.Module:
+    """Three 3×3 convolutions instead (Hu et al. 2018, appendix A)."""
+    half = channels // 2
+    steps: list[nn.Module] = []
+    for given, wanted, stride in ((in_channels, half, 2), (half, half, 1)):
+        steps += [conv(given, wanted, 3, stride), nn.BatchNorm2d(wanted), nn.ReLU(inplace=True)]
+    return nn.Sequential(*steps, conv(half, channels, 3))
+
+
+def cifar_stem(in_channels: int, channels: int) -> nn.Module:
     """One 3×3 convolution: images of 32×32 keep their size."""
-    return {
-        "conv1": conv(in_channels, channels, 3),
-        "bn1": nn.BatchNorm2d(channels),
-        "relu": nn.ReLU(inplace=True),
-    }
+    return conv(in_channels, channels, 3)
 
 
-STEMS = {"imagenet": imagenet_stem, "cifar": cifar_stem}
+STEMS = {"imagenet": imagenet_stem, "deep": deep_stem, "cifar": cifar_stem}
+POOLS = {
+    "padded": lambda: nn.MaxPool2d(3, stride=2, padding=1),
+    "ceil": lambda: nn.MaxPool2d(3, stride=2, ceil_mode=True),
+}
 SHORTCUTS: dict[str, Callable[[int, int, int], nn.Module]] = {
     "projection": projection_shortcut,
+    "projection_3x3": projection_3x3_shortcut,
     "zero_pad": ZeroPadShortcut,
 }
 
@@ -86,6 +98,7 @@ class Step:
 
     stage: int
     in_channels: int
+    reduce: int  # channels of the first 1×1 convolution
     inner: int  # channels of the 3×3 convolution
     out_channels: int
     stride: int
@@ -140,9 +153,9 @@ class Bottleneck(nn.Module):
     def __init__(self, step: Step, convolution: Convolution, join: Join) -> None:
         super().__init__()
         stride1, stride2 = {"1x1": (step.stride, 1), "3x3": (1, step.stride)}[step.table.stride_in]
-        middle = step.site(step.inner, step.inner, stride2, "relu")
-        self.conv1 = conv(step.in_channels, step.inner, 1, stride1)
-        self.bn1 = nn.BatchNorm2d(step.inner)
+        middle = step.site(step.reduce, step.inner, stride2, "relu")
+        self.conv1 = conv(step.in_channels, step.reduce, 1, stride1)
+        self.bn1 = nn.BatchNorm2d(step.reduce)
         self.act1 = nn.ReLU(inplace=True)
         self.conv2, self.bn2, self.act2 = convolution(middle)
         self.conv3 = conv(step.inner, step.out_channels, 1)
@@ -187,22 +200,30 @@ def resnet(
         table: the paper's table; see :mod:`excite.networks.catalog`.
         num_classes: outputs of the classifier.
         in_channels: channels of the images.
-        convolution: makes (convolution, batch norm, activation) for the 3×3 convolution of each block; a unit
-            that brings its own batch norm and activation fills their places with ``nn.Identity``.
-        join: makes the module at the end of each residual branch, called with (branch, shortcut).
+        convolution: makes the 3×3 convolution of each bottleneck, the second one of each basic block.
+        join: makes the end of each residual branch.
     """
-    parts: dict[str, nn.Module] = STEMS[table.stem](in_channels, table.stem_channels)
     channels = table.stem_channels
-    for stage, (depth, inner, outer) in enumerate(zip(table.depths, table.inner, table.outer, strict=True), start=1):
+    parts: dict[str, nn.Module] = {
+        "conv1": STEMS[table.stem](in_channels, channels),
+        "bn1": nn.BatchNorm2d(channels),
+        "relu": nn.ReLU(inplace=True),
+    }
+    if table.stem != "cifar":
+        parts["maxpool"] = POOLS[table.pool]()
+    rows = zip(table.depths, table.reduce or table.inner, table.inner, table.outer, strict=True)
+    for stage, (depth, reduce, inner, outer) in enumerate(rows, start=1):
         blocks = []
         for index in range(depth):
             stride = 2 if index == 0 and stage > 1 else 1
-            step = Step(stage, channels, inner, outer, stride, table)
+            step = Step(stage, channels, reduce, inner, outer, stride, table)
             blocks.append(BLOCKS[table.block](step, convolution, join))
             channels = outer
         parts[f"layer{stage}"] = nn.Sequential(*blocks)
     parts["avgpool"] = nn.AdaptiveAvgPool2d(1)
     parts["flatten"] = nn.Flatten(1)
+    if table.dropout:
+        parts["dropout"] = nn.Dropout(table.dropout)
     parts["fc"] = nn.Linear(channels, num_classes)
     return ResNet(OrderedDict(parts))
 
@@ -227,6 +248,31 @@ def widened(table: ResNetTable, width: float) -> ResNetTable:
     return replace(
         table,
         stem_channels=scaled(table.stem_channels, 4),
+        reduce=table.reduce and tuple(scaled(channels, math.lcm(4, table.groups)) for channels in table.reduce),
         inner=tuple(scaled(channels, math.lcm(4, table.groups)) for channels in table.inner),
         outer=tuple(scaled(channels, 4) for channels in table.outer),
     )
+
+
+def adjusted(
+    table: ResNetTable,
+    *,
+    width: float = 1.0,
+    stride_in: Literal["3x3", "1x1"] | None = None,
+    pool: Literal["padded", "ceil"] | None = None,
+) -> ResNetTable:
+    """The table with the arguments of a spec.
+
+    Args:
+        width: see :func:`widened`.
+        stride_in: ``1x1`` for the papers' bottlenecks, ``3x3`` for today's.
+        pool: ``ceil`` for Caffe's pooling in the stem, ``padded`` for today's.
+
+    Raises:
+        ValueError: the network has no such part.
+    """
+    if stride_in and table.block != "bottleneck":
+        raise ValueError("stride_in is for bottlenecks, and this network has basic blocks: leave it out")
+    if pool and table.stem == "cifar":
+        raise ValueError("pool is for networks that pool in the stem, and this one does not: leave it out")
+    return widened(replace(table, stride_in=stride_in or table.stride_in, pool=pool or table.pool), width)

@@ -70,6 +70,7 @@ SQUEEZES: Parts = {"mean": Mean, "max": Max, "both": MeanAndMax}
 GATES: Parts = {"sigmoid": nn.Sigmoid, "hard_sigmoid": nn.Hardsigmoid, "tanh": nn.Tanh}
 ACTIVATIONS: Parts = {
     "relu": _relu,
+    "relu6": nn.ReLU6,
     "silu": nn.SiLU,
     "gelu": nn.GELU,
     "hard_swish": nn.Hardswish,

@@ -1,0 +1,33 @@
+"""From a table to a network: which builder and which arguments belong to which kind of table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from excite.networks import mobilenet, resnet, shufflenet
+from excite.networks.tables import MobileNetV1Table, MobileNetV2Table, ResNetTable, ShuffleNetV2Table
+
+
+@dataclass(frozen=True)
+class Family:
+    """Networks that are built alike.
+
+    Attributes:
+        build: ``build(table, num_classes, in_channels, *, convolution, join)`` → network.
+        adjusted: ``adjusted(table, *, …)`` → table; its keyword-only parameters are the arguments of a spec.
+    """
+
+    build: Callable[..., nn.Module]
+    adjusted: Callable[..., Any]
+
+
+FAMILIES: dict[type, Family] = {
+    ResNetTable: Family(resnet.resnet, resnet.adjusted),
+    MobileNetV1Table: Family(mobilenet.mobilenet_v1, mobilenet.adjusted_v1),
+    MobileNetV2Table: Family(mobilenet.mobilenet_v2, mobilenet.adjusted_v2),
+    ShuffleNetV2Table: Family(shufflenet.shufflenet_v2, shufflenet.adjusted),
+}
