@@ -9,6 +9,7 @@ from torch import nn
 
 from excite.create import create, networks, register_network, register_unit, units
 from excite.errors import UsageError
+from excite.networks.catalog import CATALOG
 from excite.spec import parse_spec
 from excite.units.selective_kernel import SelectiveKernel
 from excite.units.squeeze_excite import SqueezeExcite
@@ -40,7 +41,7 @@ def test_takes_a_parsed_spec():
 
 def test_networks_lists_what_create_builds():
     assert networks()[:2] == ["resnet18", "resnet34"]
-    assert len(networks()) == len(set(networks())) == 24
+    assert len(networks()) == len(set(networks())) == len(CATALOG)
     assert units() == ["se", "sk"]
 
 
@@ -148,7 +149,9 @@ def test_paper_names_are_the_papers_networks():
         ("resnet20+sse", "unknown unit 'sse'; did you mean 'se'"),
         ("resnet20+cbam", "unknown unit 'cbam'; there are se, sk"),
         ("resnet20:widht=2", "unknown argument 'widht' of the network resnet20; did you mean 'width'"),
-        ("resnet20:stride_in=1x1", "unknown argument 'stride_in' of the network resnet20; its arguments are width"),
+        ("resnet20:stride_in=1x1", "stride_in is for bottlenecks"),
+        ("resnet20:pool=ceil", "pool is for networks that pool in the stem"),
+        ("shufflenet_v2_x1_0:width=2", "unknown argument 'width' of the network shufflenet_v2_x1_0; its arguments"),
         ("resnet20+se:redction=2", "unknown argument 'redction' of the unit se; did you mean 'reduction'"),
         ("resnet20+se:stage=2", "unknown argument 'stage' of the unit se; did you mean 'stages'"),
         ("resnet20:width=wide", "width=wide: expected a number"),

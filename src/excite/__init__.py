@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from excite.verbs.evaluate import evaluate as evaluate
     from excite.verbs.predict import predict as predict
     from excite.verbs.train import train as train
-    from excite.weights.state_dict import load_weights as load_weights
+    from excite.weights.load import load_weights as load_weights
 
 _PUBLIC = {
     "SelectiveKernel": "excite.units.selective_kernel",
@@ -35,7 +35,7 @@ _PUBLIC = {
     "create": "excite.create",
     "evaluate": "excite.verbs.evaluate",
     "fit": "excite.training.fit",
-    "load_weights": "excite.weights.state_dict",
+    "load_weights": "excite.weights.load",
     "networks": "excite.create",
     "predict": "excite.verbs.predict",
     "register_network": "excite.create",

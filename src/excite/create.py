@@ -21,7 +21,9 @@ from excite.networks.site import Site, plain_convolution, plain_join
 from excite.spec import Arguments, Spec, UnitSpec, parse_spec
 from excite.units.selective_kernel import SelectiveKernel
 from excite.units.squeeze_excite import SqueezeExcite
-from excite.weights.state_dict import load_weights
+from excite.weights.fetch import fetch
+from excite.weights.load import put, read_weights
+from excite.weights.published import find
 
 # A place in a block where a unit goes: at the end of the branch, where it also adds the shortcut if there is one, or
 # instead of the 3×3 convolution with its batch norm and activation.
@@ -31,30 +33,44 @@ UnitFactory = Callable[..., nn.Module]  # (site, *, arguments of the spec) -> un
 
 
 def create(
-    spec: str | Spec, num_classes: int = 1000, in_channels: int = 3, weights: str | Path | None = None
+    spec: str | Spec, num_classes: int | None = None, in_channels: int = 3, weights: str | Path | None = None
 ) -> nn.Module:
-    """Build the network that a spec names.
+    """Build the network that a spec names, and load weights into it.
 
     Args:
         spec: ``[source:]name[:key=value,…]{+unit[:key=value,…]}``, such as ``resnet20+se:reduction=8``;
             :func:`networks` lists the names, ``torchvision:`` and ``timm:`` are the sources.
-        num_classes: outputs of the classifier.
+        num_classes: outputs of the classifier; by default those of the weights, or 1000. With weights of another
+            number of outputs the classifier starts afresh, and the rest is kept.
         in_channels: channels of the images.
-        weights: a file of weights to load, see :func:`excite.weights.state_dict.load_weights`.
+        weights: ``imagenet`` (fetched from where it is published, or another tag of :func:`excite.weights.published
+            .tags`), or the path of a file, see :func:`excite.weights.load.load_weights`.
 
     Returns:
-        The network in training mode: images (N, in_channels, H, W) → logits (N, num_classes).
+        The network in training mode: images (N, in_channels, H, W) → logits (N, num_classes). Where weights were
+        loaded, its attribute ``origin`` says which, and what images they expect
+        (:class:`excite.weights.base.Origin`).
 
     Raises:
         UsageError: the spec, an argument or the weights do not fit; the message says which and what would.
+        ExciteError: the weights cannot be fetched or read.
     """
     spec = parse_spec(spec)
-    _check_count("num_classes", num_classes)
+    if num_classes is not None:
+        _check_count("num_classes", num_classes)
     _check_count("in_channels", in_channels)
     with _about(spec):
-        network = _source(spec)(spec, num_classes, in_channels)
-    if weights is not None:
-        load_weights(network, weights)
+        build = _source(spec)
+    if weights is None:
+        with _about(spec):
+            return build(spec, num_classes or 1000, in_channels)
+    published = None if Path(weights).exists() else find(spec, str(weights))
+    read = read_weights(fetch(published) if published else weights)
+    with _about(spec):
+        network = build(spec, num_classes or read.outputs or 1000, in_channels)
+    preprocessing = published.preprocessing if published else None
+    origin = put(network, read, replace_head=num_classes is not None, preprocessing=preprocessing)
+    network.origin = origin  # type: ignore[assignment]
     return network
 
 
@@ -147,7 +163,9 @@ def _from_catalog(entry: Entry, spec: Spec, num_classes: int, in_channels: int) 
     def join(site: Site) -> nn.Module:
         return chosen["branch"].get(site.stage, plain_join)(site)
 
-    return family.build(table, num_classes, in_channels, convolution=convolution, join=join)
+    network = family.build(table, num_classes, in_channels, convolution=convolution, join=join)
+    network.table = table  # what it was built as: published weights are for one form of a network
+    return network
 
 
 def _units_by_stage(unit_specs: list[UnitSpec], stages: int) -> dict[str, dict[int, Callable[[Site], nn.Module]]]:
@@ -191,15 +209,13 @@ def _squeeze_excite(
     site: Site,
     *,
     reduction: int = 16,
-    min_width: int | None = None,
+    min_width: int = 4,
     squeeze: Literal["mean", "max", "both"] = "mean",
     gate: Literal["sigmoid", "hard_sigmoid", "tanh"] = "sigmoid",
     activation: Literal["relu", "silu", "gelu", "hard_swish", "identity"] = "relu",
 ) -> nn.Module:
-    # Hu et al. have no least width. On CIFAR's 16 channels r = 16 would leave one hidden unit, which can only turn
-    # all channels up or down together.
-    if min_width is None:
-        min_width = 4 if _small(site) else 1
+    # Hu et al. have no least width, nor need one: their maps have 64 channels and more. On 16 channels r = 16 would
+    # leave one hidden unit, which can only turn all channels up or down together.
     return SqueezeExcite(
         site.out_channels, reduction, min_width=min_width, squeeze=squeeze, gate=gate, activation=activation
     )

@@ -13,7 +13,7 @@ from torch import nn
 from excite.cost import cost
 from excite.create import create
 from excite.errors import ExciteError, UsageError
-from excite.weights.state_dict import load_weights, read_state_dict
+from excite.weights.load import load_weights, read_weights
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_tensors_that_are_missing_unexpected_or_of_another_shape(tmp_path, donor
 
 def test_weights_of_another_network_do_not_fill_the_screen(tmp_path):
     message = refuse(create("resnet20", 10), create("resnet56", 10).state_dict(), tmp_path / "weights.pth")
-    assert "and 208 more" in message  # 36 more convolutions, each with 5 tensors of its batch norm, less 8 shown
+    assert "and 172 more" in message  # 36 more convolutions, each with 4 tensors of its batch norm, less 8 shown
     assert len(message) < 1000
 
 
@@ -198,7 +198,7 @@ def test_files_without_a_state_dict(tmp_path, content):
 def test_the_published_resnet20(shared_data):
     path = shared_data / "resnet20-cifar10-published.th"
     network = create("resnet20", num_classes=10, weights=path)
-    tensors = read_state_dict(path)
+    tensors = read_weights(path).tensors
     learned = sum(tensor.numel() for name, tensor in tensors.items() if "running" not in name)
     assert cost(network, (3, 32, 32)).parameters == learned == 269_722
     torch.testing.assert_close(network.fc.weight.detach(), tensors["linear.weight"], rtol=0, atol=0)

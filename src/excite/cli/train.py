@@ -26,7 +26,9 @@ def run(
         float | None, typer.Option(help="Choose the epochs so that training takes so long.", show_default=False)
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, show_default=False)] = None,
-    weights: Annotated[Path | None, typer.Option(help="Weights to start from.", show_default=False)] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Weights to start from: imagenet, or a file.", show_default=False)
+    ] = None,
     settings: Settings = None,
     resume: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Go on with a run that was cut off.", show_default=False)
@@ -48,7 +50,7 @@ def run(
         "data.path": data,
         "data.test_path": test_data,
         "network.spec": network,
-        "network.weights": str(weights) if weights else None,
+        "network.weights": weights,
         "trainer.epochs": epochs,
         "trainer.minutes": minutes,
         "trainer.device": device if device != "auto" else None,

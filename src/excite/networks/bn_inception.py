@@ -9,8 +9,11 @@ replaces the 3×3 convolution of a module, and the second one of its double 3×3
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,19 +35,19 @@ def conv_bn(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -
     return ConvBN(convolution, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))
 
 
-POOLS = {
+POOLS: dict[str, Callable[[], nn.Module]] = {
     "average": lambda: nn.AvgPool2d(3, stride=1, padding=1),
     "max": lambda: nn.MaxPool2d(3, stride=1, padding=1),
 }
 
 
 def halving_pool() -> nn.Module:
-    """Caffe's 3×3 pooling without a frame, ⌈H/2⌉ for any H.
+    """Caffe's 3×3 maximum pooling of stride 2, which has no frame and whose last window may hang over the edge.
 
-    The last window may hang over the edge, and does where H is even. Where H is odd it does not, and the map would
-    come out smaller than that of the strided convolutions beside it: a copy of the edge lets it.
+    On a map of odd side Caffe's answer would be smaller than that of the strided convolutions beside it; one more row
+    and column, which never hold the maximum, give the same answer on even sides and ⌈H/2⌉ on odd ones.
     """
-    return nn.Sequential(nn.ReplicationPad2d((0, 1, 0, 1)), nn.MaxPool2d(3, stride=2, ceil_mode=True))
+    return nn.Sequential(nn.ConstantPad2d((0, 1, 0, 1), -math.inf), nn.MaxPool2d(3, stride=2, ceil_mode=True))
 
 
 class InceptionModule(nn.Module):
@@ -121,8 +124,8 @@ def adjusted(table: BNInceptionTable, *, width: float = 1.0) -> BNInceptionTable
     """The table with every channel count times ``width``, rounded as :func:`scaled` does."""
 
     def row(row: InceptionRow) -> InceptionRow:
-        counts = {key: scaled(value, width) for key, value in vars(row).items() if isinstance(value, int)}
-        return replace(row, **counts)
+        widths = {key: scaled(value, width) for key, value in vars(row).items() if isinstance(value, int)}
+        return replace(row, **cast(Any, widths))
 
     first, reduced, channels = (scaled(value, width) for value in table.stem)
     return replace(table, stem=(first, reduced, channels), rows=tuple(map(row, table.rows)))

@@ -50,7 +50,7 @@ class Network(Section):
 
     spec: str = "resnet20"
     weights: str | None = None
-    """A file of weights to start from."""
+    """What to start from: `imagenet`, fetched from where it is published, or a file of weights."""
 
 
 class Task(Section):
