@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,6 +9,20 @@ import typer
 from excite.cli.common import Device, Json, TestData, numbers, print_json, show_log
 
 NAME = "evaluate"
+
+# How the images are fed; by default as the run or the weights want it. ``predict`` has the same.
+Weights = Annotated[
+    str | None,
+    typer.Option(help="Weights for a spec: imagenet (fetched where published), or a file.", show_default=False),
+]
+Mean = Annotated[str | None, typer.Option(help="Per channel, of pixels in 0–1: .485,.456,.406", show_default=False)]
+Std = Annotated[str | None, typer.Option(help="Likewise: .229,.224,.225", show_default=False)]
+ImageSize = Annotated[int | None, typer.Option(min=1, help="Side of the input in pixels.", show_default=False)]
+Resize = Annotated[
+    int | None,
+    typer.Option(min=1, help="The shorter side before the centre is cropped, in pixels.", show_default=False),
+]
+Interpolation = Annotated[str | None, typer.Option(help="bilinear or bicubic.", show_default=False)]
 
 
 def run(
@@ -20,14 +33,12 @@ def run(
         str, typer.Option("--data", help="digits, cifar10, cifar100, or a folder or tar of class folders.")
     ],
     test_data: TestData = None,
-    weights: Annotated[Path | None, typer.Option(help="A file of weights for the spec.", show_default=False)] = None,
-    mean: Annotated[
-        str | None, typer.Option(help="Per channel, of pixels in 0–1: .485,.456,.406", show_default=False)
-    ] = None,
-    std: Annotated[str | None, typer.Option(help="Likewise: .229,.224,.225", show_default=False)] = None,
-    image_size: Annotated[
-        int | None, typer.Option(min=1, help="Side of the input in pixels.", show_default=False)
-    ] = None,
+    weights: Weights = None,
+    mean: Mean = None,
+    std: Std = None,
+    image_size: ImageSize = None,
+    resize: Resize = None,
+    interpolation: Interpolation = None,
     per_class: Annotated[
         bool, typer.Option("--per-class", help="Add each class's accuracy and the confusion.")
     ] = False,
@@ -41,14 +52,9 @@ def run(
     from rich.console import Console
     from rich.table import Table
 
-    from excite.errors import UsageError
     from excite.verbs.evaluate import evaluate
 
     show_log()
-    if weights is None and not (Path(source) / "recipe.yaml").is_file():
-        if Path(source).is_dir():
-            raise UsageError(f"{source} is not a run: it has no recipe.yaml")
-        raise UsageError(f"'{source}' has random weights: give --weights FILE, or the folder of a run")
     result = evaluate(
         source,
         data,
@@ -57,6 +63,8 @@ def run(
         mean=numbers(mean, "--mean"),
         std=numbers(std, "--std"),
         image_size=image_size,
+        resize=resize,
+        interpolation=interpolation,
         broken="refuse" if refuse_broken else "skip",
         device=device,
         per_class=per_class,
@@ -72,11 +80,12 @@ def run(
     if per_class:
         table = Table("class", "images", "top1 %", "most often taken for")
         for i, (name, right) in enumerate(zip(result["classes"], result["per_class"], strict=True)):
+            if right is None:
+                continue  # of a network's 1,000 classes the images may show a few
             row = result["confusion"][i]
             wrong = [
                 (count, other) for j, (count, other) in enumerate(zip(row, result["classes"], strict=True)) if j != i
             ]
             count, other = max(wrong, default=(0, ""))
-            share = "–" if right is None else f"{right:.2f}"
-            table.add_row(name, str(sum(row)), share, f"{other} ({count})" if count else "")
+            table.add_row(name, str(sum(row)), f"{right:.2f}", f"{other} ({count})" if count else "")
         console.print(table)

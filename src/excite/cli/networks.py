@@ -16,6 +16,9 @@ NAME = "networks"
 
 def run(
     pattern: Annotated[str | None, typer.Argument(help="Only names that hold this text.", show_default=False)] = None,
+    paper: Annotated[
+        bool, typer.Option("--paper", help="Count each network and set it against all that its papers say.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """The networks that excite knows, with their papers' figures, and the units that can be put into them."""
@@ -30,6 +33,9 @@ def run(
     if not entries:
         hint = nearest(str(pattern), list(CATALOG))
         raise UsageError(f"no network has '{pattern}' in its name; {hint or 'see: excite networks'}")
+    if paper:
+        _print_paper(pattern, json)
+        return
     if json:
         from dataclasses import asdict
 
@@ -61,3 +67,21 @@ def _figures(entry: Entry) -> list[str]:
         f"{first['top1']:.2f} %" if first["top1"] else "",
         str(first["data"] or "").partition(",")[0].removesuffix(" validation").removesuffix(" test"),
     ]
+
+
+def _print_paper(pattern: str | None, json: bool) -> None:
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    from excite.report.networks import networks_table
+    from excite.verbs.paper import paper
+
+    rows = list(paper(pattern))
+    if json:
+        print_json({"networks": rows})
+        return
+    console = Console(highlight=False)
+    if console.is_terminal:
+        console.print(Markdown(networks_table(rows)))
+    else:
+        console.print(networks_table(rows), soft_wrap=True, markup=False)

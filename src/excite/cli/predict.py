@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from excite.cli.common import Device, show_log
+from excite.cli.common import Device, numbers, show_log
+from excite.cli.evaluate import ImageSize, Interpolation, Mean, Resize, Std, Weights
 
 NAME = "predict"
 
@@ -23,10 +24,18 @@ class Format(StrEnum):
 
 
 def run(
-    trained: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")],
+    source: Annotated[
+        str, typer.Argument(metavar="RUN|SPEC", help="A run's folder, or a network spec with --weights.")
+    ],
     paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Image files and folders of them.")],
+    weights: Weights = None,
     top: Annotated[int, typer.Option(min=1, help="How many classes to name.")] = 5,
     format: Annotated[Format, typer.Option(help="table, jsonl, csv (one line a class) or json.")] = Format.table,
+    mean: Mean = None,
+    std: Std = None,
+    image_size: ImageSize = None,
+    resize: Resize = None,
+    interpolation: Interpolation = None,
     device: Device = "auto",
     json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
 ) -> None:
@@ -41,7 +50,19 @@ def run(
     from excite.verbs.predict import predict
 
     show_log()
-    rows = predict(trained, paths, top=top, device=device)
+    rows = predict(
+        source,
+        paths,
+        weights,
+        top=top,
+        mean=numbers(mean, "--mean"),
+        std=numbers(std, "--std"),
+        image_size=image_size,
+        resize=resize,
+        interpolation=interpolation,
+        device=device,
+        progress=True,
+    )
     format = Format.json if json else format
     failed = 0
     table = Table("file", "prediction")

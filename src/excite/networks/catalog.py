@@ -11,9 +11,20 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from excite.networks.tables import MobileNetV1Table, MobileNetV2Table, ResNetTable, ShuffleNetV2Table
+from excite.networks.tables import (
+    BN_INCEPTION,
+    INCEPTION_RESNET_V2,
+    BNInceptionTable,
+    InceptionResNetTable,
+    MobileNetV1Table,
+    MobileNetV2Table,
+    ResNetTable,
+    ShuffleNetV2Table,
+)
 
-Table = ResNetTable | MobileNetV1Table | MobileNetV2Table | ShuffleNetV2Table
+Table = (
+    ResNetTable | BNInceptionTable | InceptionResNetTable | MobileNetV1Table | MobileNetV2Table | ShuffleNetV2Table
+)
 
 
 @dataclass(frozen=True)
@@ -152,6 +163,8 @@ _SANDLER = "Sandler et al. 2018"
 _MA = "Ma et al. 2018, Table 8"
 _MA_COUNT = "the paper counts slightly more than convolutions and the classifier"
 _IMAGENET = "ImageNet validation, 224×224"
+_IMAGENET_299 = "ImageNet validation, 299×299"
+_SE_INCEPTION = "of the SE authors' own re-implementation, not of the released definition"
 _CIFAR10 = "CIFAR-10 test"
 _CIFAR100 = "CIFAR-100 test"
 
@@ -269,6 +282,31 @@ CATALOG: dict[str, Entry] = {
         Entry("sknet26", "SKNet-26", _caffe(_resnext((2, 2, 2, 2))), ("sk",)),
         Entry("sknet50", "SKNet-50", _caffe(_resnext((3, 4, 6, 3))), ("sk",), (_sk(27.5, 4.47, 20.79),)),
         Entry("sknet101", "SKNet-101", _caffe(_resnext((3, 4, 23, 3))), ("sk",), (_sk(48.9, 8.46, 20.19),)),
+        Entry("bn_inception", "BN-Inception", BN_INCEPTION, figures=(_se(2.03, 25.38, 7.89),)),
+        Entry(
+            "se_bn_inception",
+            "SE-BN-Inception",
+            BN_INCEPTION,
+            ("se",),
+            (_se(2.04, 24.23, 7.14), _se_release(23.62, 7.04)),
+        ),
+        Entry(
+            "inception_resnet_v2",
+            "Inception-ResNet-v2",
+            INCEPTION_RESNET_V2,
+            figures=(
+                Figures("released definition", _IMAGENET_299, 55.8, 13.16),
+                Figures("Szegedy et al. 2016", "ImageNet validation, 299×299, non-blacklisted", top1=19.9, top5=4.9),
+                Figures(_SE, _IMAGENET_299, macs=11.75, top1=20.37, top5=5.21, note=_SE_INCEPTION),
+            ),
+        ),
+        Entry(
+            "se_inception_resnet_v2",
+            "SE-Inception-ResNet-v2",
+            INCEPTION_RESNET_V2,
+            ("se",),
+            (Figures(_SE, _IMAGENET_299, macs=11.76, top1=19.80, top5=4.79, note=_SE_INCEPTION),),
+        ),
         Entry(
             "mobilenet_v1",
             "MobileNet V1",

@@ -8,8 +8,15 @@ from typing import Any
 
 from torch import nn
 
-from excite.networks import mobilenet, resnet, shufflenet
-from excite.networks.tables import MobileNetV1Table, MobileNetV2Table, ResNetTable, ShuffleNetV2Table
+from excite.networks import bn_inception, inception_resnet, mobilenet, resnet, shufflenet
+from excite.networks.tables import (
+    BNInceptionTable,
+    InceptionResNetTable,
+    MobileNetV1Table,
+    MobileNetV2Table,
+    ResNetTable,
+    ShuffleNetV2Table,
+)
 
 
 @dataclass(frozen=True)
@@ -29,5 +36,7 @@ FAMILIES: dict[type, Family] = {
     ResNetTable: Family(resnet.resnet, resnet.adjusted),
     MobileNetV1Table: Family(mobilenet.mobilenet_v1, mobilenet.adjusted_v1),
     MobileNetV2Table: Family(mobilenet.mobilenet_v2, mobilenet.adjusted_v2),
+    BNInceptionTable: Family(bn_inception.bn_inception, bn_inception.adjusted),
+    InceptionResNetTable: Family(inception_resnet.inception_resnet_v2, inception_resnet.adjusted),
     ShuffleNetV2Table: Family(shufflenet.shufflenet_v2, shufflenet.adjusted),
 }

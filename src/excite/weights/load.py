@@ -154,9 +154,7 @@ def _countless(tensors: Mapping[str, Tensor]) -> set[str]:
     return {name for name in tensors if not name.endswith("num_batches_tracked")}
 
 
-def _fitting_names(
-    given: dict[str, Tensor], wanted: Mapping[str, Tensor], module: nn.Module
-) -> dict[str, Tensor]:
+def _fitting_names(given: dict[str, Tensor], wanted: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
     """Rename the classifier, or where the file has no names, everything."""
     if given and all(name.partition(".")[0].isdigit() for name in given) and not given.keys() & wanted.keys():
         return _by_position(given, module)
@@ -204,12 +202,13 @@ def _other_head(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> li
     """The classifier's tensors, where they differ in nothing but the number of outputs."""
     for head in _HEADS:
         names = [f"{head}.{kind}" for kind in ("weight", "bias") if f"{head}.{kind}" in wanted]
-        if names and all(
-            name in found and found[name].shape[1:] == wanted[name].shape[1:] and found[name].ndim == wanted[name].ndim
-            for name in names
-        ):
+        if names and all(name in found and _same_but_outputs(found[name], wanted[name]) for name in names):
             return [name for name in names if found[name].shape != wanted[name].shape]
     return []
+
+
+def _same_but_outputs(found: Tensor, wanted: Tensor) -> bool:
+    return found.ndim == wanted.ndim and found.shape[1:] == wanted.shape[1:]
 
 
 def _mismatch(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:

@@ -1,8 +1,9 @@
-"""torchvision's names. Its ResNets and ResNeXts have excite's own; its MobileNet V2 and ShuffleNet V2 count layers."""
+"""torchvision's names. Its ResNets have excite's own; its MobileNet V2 and ShuffleNet V2 count their layers."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from torch import Tensor
 
@@ -20,8 +21,7 @@ def torchvision_layout(content: Content) -> Converted | None:
     return None
 
 
-def _renamed(tensors: dict[str, Tensor], name: object) -> dict[str, Tensor]:
-    assert callable(name)
+def _renamed(tensors: dict[str, Tensor], name: Callable[[str], str]) -> dict[str, Tensor]:
     return {name(key): tensor for key, tensor in tensors.items()}
 
 
