@@ -111,7 +111,12 @@ class Step:
 
     def branch_end(self) -> Site:
         """The end of the residual branch, where it joins the shortcut."""
-        return self.site(self.out_channels, self.out_channels, 1, "identity")
+        return self.site(self.out_channels, self.out_channels, 1, self.last_activation)
+
+    @property
+    def last_activation(self) -> str:
+        """What ends the residual branch."""
+        return "relu" if self.table.branch == "relu" else "identity"
 
     def shortcut(self) -> nn.Module:
         """The identity where the shape stays, else the table's kind of shortcut."""
@@ -130,7 +135,7 @@ class BasicBlock(nn.Module):
     def __init__(self, step: Step, convolution: Convolution, join: Join) -> None:
         super().__init__()
         first = step.site(step.in_channels, step.inner, step.stride, "relu")
-        second = step.site(step.inner, step.out_channels, 1, "identity")
+        second = step.site(step.inner, step.out_channels, 1, step.last_activation)
         self.conv1, self.bn1, self.act1 = plain_convolution(first)
         self.conv2, self.bn2, self.act2 = convolution(second)
         self.se = join(step.branch_end())
@@ -260,6 +265,7 @@ def adjusted(
     width: float = 1.0,
     stride_in: Literal["3x3", "1x1"] | None = None,
     pool: Literal["padded", "ceil"] | None = None,
+    branch: Literal["linear", "relu"] | None = None,
 ) -> ResNetTable:
     """The table with the arguments of a spec.
 
@@ -267,6 +273,7 @@ def adjusted(
         width: see :func:`widened`.
         stride_in: ``1x1`` for the papers' bottlenecks, ``3x3`` for today's.
         pool: ``ceil`` for Caffe's pooling in the stem, ``padded`` for today's.
+        branch: ``relu`` for a ReLU at the end of each residual branch of basic blocks, ``linear`` for none.
 
     Raises:
         ValueError: the network has no such part.
@@ -275,4 +282,7 @@ def adjusted(
         raise ValueError("stride_in is for bottlenecks, and this network has basic blocks: leave it out")
     if pool and table.stem == "cifar":
         raise ValueError("pool is for networks that pool in the stem, and this one does not: leave it out")
-    return widened(replace(table, stride_in=stride_in or table.stride_in, pool=pool or table.pool), width)
+    if branch and table.block != "basic":
+        raise ValueError("branch is for basic blocks, and this network has bottlenecks: leave it out")
+    chosen = {"stride_in": stride_in, "pool": pool, "branch": branch}
+    return widened(replace(table, **{key: value for key, value in chosen.items() if value}), width)

@@ -72,13 +72,22 @@ def plain_convolution(site: Site) -> tuple[nn.Module, nn.Module, nn.Module]:
 
 
 class Add(nn.Module):
-    """The plain join: residual branch plus shortcut."""
+    """The plain join: residual branch plus shortcut.
+
+    Args:
+        in_place: write the sum over the branch. Not where the branch ends in an activation: ReLU needs its output
+            for the backward pass.
+    """
+
+    def __init__(self, in_place: bool = True) -> None:
+        super().__init__()
+        self.in_place = in_place
 
     def forward(self, u: Tensor, shortcut: Tensor) -> Tensor:
-        """(N, C, H, W) twice → (N, C, H, W), written over ``u``, which nothing else needs."""
-        return u.add_(shortcut)
+        """(N, C, H, W) twice → (N, C, H, W)."""
+        return u.add_(shortcut) if self.in_place else u + shortcut
 
 
 def plain_join(site: Site) -> nn.Module:
     """:class:`Add` where there is a shortcut, else nothing."""
-    return Add() if site.residual else nn.Identity()
+    return Add(in_place=site.activation == "identity") if site.residual else nn.Identity()

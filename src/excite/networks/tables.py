@@ -23,6 +23,8 @@ class ResNetTable:
         stride_in: which convolution of a bottleneck strides: ``3x3`` (today's way) or ``1x1`` (He et al.).
         pool: how the stem pools: ``padded`` (today's way: a frame of one pixel) or ``ceil`` (Caffe's: no frame, the
             last window may hang over the edge).
+        branch: how the residual branch of a basic block ends, ``linear`` or in a ``relu`` (as in timm's legacy
+            SE-ResNets).
         reduce: channels of the first 1×1 convolution, per stage, where they are not those of the 3×3.
         dropout: before the classifier.
         input_size: side of the square images that the paper's costs are for.
@@ -38,6 +40,7 @@ class ResNetTable:
     shortcut: Literal["projection", "zero_pad", "projection_3x3"] = "projection"
     stride_in: Literal["3x3", "1x1"] = "3x3"
     pool: Literal["padded", "ceil"] = "padded"
+    branch: Literal["linear", "relu"] = "linear"
     reduce: tuple[int, ...] | None = None
     dropout: float = 0.0
     input_size: int = 224

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from excite.errors import UsageError
 from excite.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from excite.weights.base import Content, Converted
 
@@ -23,9 +22,6 @@ def cadene_layout(content: Content) -> Converted | None:
     """Convert what ``pretrainedmodels`` saved; None for any other file.
 
     Big tensors come out as views of the file's.
-
-    Raises:
-        UsageError: timm's ``legacy_seresnet18`` or ``34``, which rectify the residual branch before SE.
     """
     tensors = content.tensors
     if {"conv1_7x7_s2.weight", "inception_3a_1x1.weight"} <= tensors.keys():
@@ -118,23 +114,23 @@ _SE = {r"\.se_module\.fc1\.": ".se.reduce.", r"\.se_module\.fc2\.": ".se.expand.
 
 
 def _senet(tensors: Tensors) -> Converted:
-    if "layer1.0.conv3.weight" not in tensors:
-        raise UsageError(
-            "these are the weights of timm's legacy_seresnet18 or legacy_seresnet34, which apply a ReLU to the "
-            "residual branch before SE; excite's SE-ResNets do not, as in the paper, and would give other outputs: "
-            "build timm:legacy_seresnet18 or timm:legacy_seresnet34 for them"
-        )
     converted = _renamed(tensors, (_DEEP_STEM if "layer0.conv3.weight" in tensors else _STEM) | _SE)
     for name, tensor in converted.items():
         if ".se." in name and tensor.dim() == 4:  # a 1×1 convolution on a 1×1 map is a linear layer
             converted[name] = tensor.flatten(1)
-    grouped = tensors["layer1.0.conv2.weight"].shape[1] < tensors["layer1.0.conv1.weight"].shape[0]
     return Converted(
         "Cadene's SE networks",
         converted,
-        form={"stride_in": "3x3" if grouped else "1x1", "pool": "ceil"},
+        form=_form(tensors),
         preprocessing=Preprocessing(224, IMAGENET_MEAN, IMAGENET_STD, resize=256),
     )
+
+
+def _form(tensors: Tensors) -> dict[str, str]:
+    if "layer1.0.conv3.weight" not in tensors:  # timm's legacy_seresnet18 and 34 rectify the branch before SE
+        return {"pool": "ceil", "branch": "relu"}
+    grouped = tensors["layer1.0.conv2.weight"].shape[1] < tensors["layer1.0.conv1.weight"].shape[0]
+    return {"stride_in": "3x3" if grouped else "1x1", "pool": "ceil"}
 
 
 def _renamed(tensors: Tensors, replacements: Mapping[str, str]) -> dict[str, Tensor]:

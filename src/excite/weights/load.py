@@ -38,12 +38,14 @@ class Weights:
         tensors: by the file's own names.
         converted: by excite's, where the names are known ones.
         outputs: how many its classifier has, where one can be told.
+        refusal: why networks of excite's cannot have these weights, though the network they are from can.
     """
 
     path: Path
     tensors: Mapping[str, Tensor]
     converted: Converted | None
     outputs: int | None
+    refusal: str = ""
 
 
 def load_weights(module: nn.Module, path: str | Path, *, replace_head: bool = False) -> Origin:
@@ -80,14 +82,15 @@ def read_weights(path: str | Path) -> Weights:
     """Read a file, without a network to put it into; errors as for :func:`load_weights`."""
     path = Path(path)
     content = _read(path)
+    converted, refusal = None, ""
     try:
         converted = next((found for layout in LAYOUTS if (found := layout(content))), None)
     except UsageError as error:
-        raise UsageError(f"Cannot use the weights in {path}: {error}.") from error
+        refusal = str(error)
     tensors = converted.tensors if converted else content.tensors
     heads = (tensors.get(f"{name}.weight") for name in _HEADS)
     outputs = next((head.shape[0] for head in heads if head is not None and head.ndim == 2), None)
-    return Weights(path, content.tensors, converted, outputs)
+    return Weights(path, content.tensors, converted, outputs, refusal)
 
 
 def put(
@@ -103,7 +106,10 @@ def put(
     """
     path, wanted = weights.path, module.state_dict()
     given, layout, known = weights.tensors, "the network's own names", None
-    if weights.converted and not _fits(wanted, weights.tensors):
+    own = _fits(wanted, weights.tensors)
+    if weights.refusal and not own:
+        raise UsageError(f"Cannot use the weights in {path}: {weights.refusal}.")
+    if weights.converted and not own:
         _check_form(module, weights.converted, path)
         given, layout, known = weights.converted.tensors, weights.converted.layout, weights.converted.preprocessing
     found = _fitting_names(dict(given), wanted, module)
