@@ -23,6 +23,7 @@ from excite.data.base import (
 from excite.data.cifar import MEAN_STD, load_cifar
 from excite.data.draws import Indices, hold_out
 from excite.data.encoded import (
+    DecodedImages,
     FileSource,
     Listing,
     Progress,
@@ -50,13 +51,17 @@ class _Options:
     name: str
     test: str | None
     val_fraction: float
+    preprocessing: Preprocessing | None
     image_size: int | None
+    resize: int | None
+    interpolation: str | None
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
     channels: int
     broken: str
     seed: int
     classes: tuple[str, ...] | None
+    all_for_test: bool
     memory_limit: int
     progress: Progress | None
 
@@ -66,7 +71,10 @@ def load_data(
     *,
     test: str | Path | None = None,
     val_fraction: float = 0.0,
+    preprocessing: Preprocessing | None = None,
     image_size: int | None = None,
+    resize: int | None = None,
+    interpolation: str | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     channels: int = 3,
@@ -74,6 +82,7 @@ def load_data(
     seed: int = 0,
     root: str | Path | None = None,
     classes: Sequence[str] | None = None,
+    all_for_test: bool = False,
     memory_limit: int = 1 << 30,
     progress: Progress | None = None,
 ) -> ImageData:
@@ -93,14 +102,19 @@ def load_data(
         spec: the data spec.
         test: where the test images are, if they are not within ``spec``.
         val_fraction: share of the training images of every class that is set aside for validation, in [0, 1).
-        image_size: another input size, in pixels.
+        preprocessing: a trained network's, instead of the usual for such images; the digits keep their canvas. What
+            is given beside it goes before it.
+        image_size: another input size, in pixels; what the shorter side is resized to changes in proportion.
+        resize: what the shorter side is resized to, in pixels, before the centre is cropped.
+        interpolation: ``"bilinear"`` or ``"bicubic"``.
         mean: per channel, of pixels scaled to [0, 1]; instead of the set's usual figures.
         std: likewise.
-        channels: 3 for colour, 1 for grey.
+        channels: 3 for colour, 1 for grey; those of ``preprocessing`` where that is given.
         broken: ``"skip"`` or ``"refuse"`` images that cannot be decoded.
         seed: of the validation split.
         root: where downloaded sets are kept.
         classes: the classes of a trained network, in its order; by default those of the training images, sorted.
+        all_for_test: take all of a set without splits for test, and nothing to train on.
         memory_limit: bytes that decoded images may take.
         progress: called with (images done, images in all) while images are decoded.
 
@@ -117,13 +131,17 @@ def load_data(
         name=name,
         test=None if test is None else str(test),
         val_fraction=val_fraction,
+        preprocessing=preprocessing,
         image_size=image_size,
+        resize=resize,
+        interpolation=interpolation,
         mean=None if mean is None else tuple(mean),
         std=None if std is None else tuple(std),
-        channels=channels,
+        channels=preprocessing.channels if preprocessing else channels,
         broken=broken,
         seed=seed,
         classes=None if classes is None else tuple(classes),
+        all_for_test=all_for_test,
         memory_limit=memory_limit,
         progress=progress,
     )
@@ -138,6 +156,33 @@ def load_data(
             f"{kind} has the classes {_some(data.classes)}, but the network has {_some(options.classes)}."
         )
     return data
+
+
+def adjusted(
+    preprocessing: Preprocessing,
+    *,
+    image_size: int | None = None,
+    resize: int | None = None,
+    interpolation: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Preprocessing:
+    """A preprocessing with what was asked for; arguments as for :func:`load_data`.
+
+    Raises:
+        UsageError: the values do not make a preprocessing.
+    """
+    size = image_size or preprocessing.size
+    if resize is None and preprocessing.resize is not None:
+        resize = round(size * preprocessing.resize / preprocessing.size)
+    return replace(
+        preprocessing,
+        size=size,
+        resize=resize,
+        interpolation=interpolation or preprocessing.interpolation,
+        mean=preprocessing.mean if mean is None else tuple(mean),
+        std=preprocessing.std if std is None else tuple(std),
+    )
 
 
 _KINDS: dict[str, str] = {
@@ -168,19 +213,26 @@ def _parse(spec: str) -> tuple[str, str]:
 
 
 def _load_digits(options: _Options) -> ImageData:
-    if options.image_size not in (None, digits.CANVAS):
-        raise UsageError(f"digits are drawn on {digits.CANVAS}×{digits.CANVAS} pixels: leave image_size out.")
-    preprocessing = _preprocessing(digits.CANVAS, None, digits.MEAN, digits.STD, options)
+    if options.image_size not in (None, digits.CANVAS) or options.resize not in (None, digits.CANVAS):
+        raise UsageError(
+            f"digits are drawn on {digits.CANVAS}×{digits.CANVAS} pixels: leave image_size and resize out."
+        )
+    preprocessing = replace(
+        _preprocessing(digits.CANVAS, None, digits.MEAN, digits.STD, options), size=digits.CANVAS, resize=None
+    )
     return digits.load_digits(options.val_fraction, preprocessing, options.seed)
 
 
 def _load_cifar(kind: str, root: str | Path | None, options: _Options) -> ImageData:
     classes, train, test = load_cifar(kind, root)
+    preprocessing = _preprocessing(32, None, *MEAN_STD[kind], options)
     val = None
     if options.val_fraction:
         held = hold_out(train.labels.numpy(), train.names, options.val_fraction, options.seed)
         train, val = _stacked_part(train, ~held), _stacked_part(train, held)
-    preprocessing = _preprocessing(32, None, *MEAN_STD[kind], options)
+    if preprocessing.size == 32 and preprocessing.resize not in (None, 32):
+        # Stacked images of the input's size are taken to be ready; these are still to be resized and cropped.
+        train, val, test = _apart(train), val and _apart(val), _apart(test)
     return ImageData(options.name, classes, preprocessing, train, val, test, SMALL_IMAGES)
 
 
@@ -192,13 +244,18 @@ def _stacked_part(split: Split, chosen: np.ndarray) -> Split:
     return Split(StackedImages(split.images.pixels[mask], labels), labels, names, split.num_classes)
 
 
+def _apart(split: Split) -> Split:
+    assert isinstance(split.images, StackedImages)
+    return replace(split, images=DecodedImages(list(split.images.pixels), split.labels))
+
+
 def _load_files(kind: str, path: str, options: _Options) -> ImageData:
     """A folder or a tar: find the splits, the classes, the usual preprocessing, and decode."""
     found = _open(kind, path, options)
     if options.test is not None:
         found = {"train": _training_part(found, path), **_keep(found, "val"), "test": _test_part(options)}
     elif "" in found:
-        found = _hold_out_test(found[""], path)
+        found = {"test": found[""]} if options.all_for_test else _hold_out_test(found[""], path)
     elif "test" not in found and "val" in found:
         found = {**_keep(found, "train"), "test": found["val"]}
     if "val" in found and options.val_fraction:
@@ -334,41 +391,44 @@ def _plan(
     if not len(sizes):
         raise UsageError(f"None of the images tried in {path} can be read.")
     total = sum(len(listing) for listing in listings.values())
-    if sizes.max() <= SMALL:
+    small = sizes.max() <= SMALL
+    if small:
         sides, counts = np.unique(sizes.min(axis=1), return_counts=True)
-        size = options.image_size or int(sides[counts.argmax()])
-        preprocessing = _preprocessing(size, None, CIFAR_MEAN, CIFAR_STD, options)
-        if (sizes != size).any():
-            logger.info("%s: images are resized and cropped to %d×%d", path, size, size)
-        augmentation = SMALL_IMAGES
-        bytes_each = float(options.channels * size * size)
+        preprocessing = _preprocessing(int(sides[counts.argmax()]), None, CIFAR_MEAN, CIFAR_STD, options)
     else:
-        size = options.image_size or 224
-        preprocessing = _preprocessing(size, round(size * 256 / 224), IMAGENET_MEAN, IMAGENET_STD, options)
-        augmentation = PHOTOS
-        bytes_each = float(options.channels * sizes.prod(axis=1).mean())
+        preprocessing = _preprocessing(224, 256, IMAGENET_MEAN, IMAGENET_STD, options)
+    size = preprocessing.size
+    # Small images for a network of large ones stay as they are until they are needed.
+    stacked = small and (size <= SMALL or options.preprocessing is None)
+    if small and (sizes != size).any():
+        logger.info("%s: images are resized and cropped to %d×%d", path, size, size)
+    bytes_each = float(options.channels * (size * size if stacked else sizes.prod(axis=1).mean()))
 
     def make(listing: Listing) -> Split:
         if total * bytes_each > options.memory_limit:
             return left_encoded(listing, num_classes, options.channels, options.broken)
-        if augmentation is SMALL_IMAGES:
+        if stacked:
             return decode_stacked(listing, num_classes, preprocessing, options.broken, options.progress)
         return decode_apart(listing, num_classes, options.channels, options.broken, options.progress)
 
-    return preprocessing, make, augmentation
+    return preprocessing, make, SMALL_IMAGES if small else PHOTOS
 
 
 def _preprocessing(
     size: int, resize: int | None, mean: tuple[float, ...], std: tuple[float, ...], options: _Options
 ) -> Preprocessing:
+    """The set's usual preprocessing, or the one given in its place, with what else was asked for."""
     if options.channels == 1:
         mean, std = ((sum(w * v for w, v in zip(GREY_WEIGHTS, three, strict=True)),) for three in (mean, std))
-    preprocessing = Preprocessing(size, mean, std, resize, channels=options.channels)
-    if options.mean is not None:
-        preprocessing = replace(preprocessing, mean=options.mean)
-    if options.std is not None:
-        preprocessing = replace(preprocessing, std=options.std)
-    return preprocessing
+    usual = Preprocessing(size, mean, std, resize, channels=options.channels)
+    return adjusted(
+        options.preprocessing or usual,
+        image_size=options.image_size,
+        resize=options.resize,
+        interpolation=options.interpolation,
+        mean=options.mean,
+        std=options.std,
+    )
 
 
 def _some(names: Sequence[str]) -> str:

@@ -284,5 +284,10 @@ def adjusted(
         raise ValueError("pool is for networks that pool in the stem, and this one does not: leave it out")
     if branch and table.block != "basic":
         raise ValueError("branch is for basic blocks, and this network has bottlenecks: leave it out")
-    chosen = {"stride_in": stride_in, "pool": pool, "branch": branch}
-    return widened(replace(table, **{key: value for key, value in chosen.items() if value}), width)
+    chosen = replace(
+        table,
+        stride_in=stride_in or table.stride_in,
+        pool=pool or table.pool,
+        branch=branch or table.branch,
+    )
+    return widened(chosen, width)

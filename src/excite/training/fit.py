@@ -33,6 +33,7 @@ from excite.training.callbacks import Bar, Position, Rate, Record, StopOnSignal,
 from excite.training.optimization import build_optimizer, rate_factor
 from excite.training.recipe import Data, Recipe, load
 from excite.training.run import Run
+from excite.weights.base import Origin
 
 log = logging.getLogger(__name__)
 
@@ -77,12 +78,15 @@ def fit(
     device = pick_device(recipe.trainer.device)
     threads = recipe.trainer.threads or torch.get_num_threads()
     with _settings(threads, device):
+        own = data is not None and data.name != recipe.data.path
         data = data or load_recipe_data(recipe.data, progress=title is not None)
         torch.manual_seed(recipe.seed)
         spec = recipe.network.spec if network is None else None
         if network is None:
             channels, weights = data.preprocessing.channels, recipe.network.weights
             network = create(recipe.network.spec, len(data.classes), channels, weights=weights)
+        if not own:
+            recipe, data = normalised_as_weights(recipe, data, network)
         if recipe.trainer.channels_last:
             network = network.to(memory_format=torch.channels_last)
         recipe = recipe.replace({"augment": dataclasses.asdict(augmentation(recipe, data))})
@@ -104,6 +108,23 @@ def fit(
 def augmentation(recipe: Recipe, data: ImageData) -> Augmentation:
     """What the recipe asks for, over what suits the data."""
     return dataclasses.replace(data.augmentation, **recipe.augment.model_dump(exclude_none=True))
+
+
+def normalised_as_weights(recipe: Recipe, data: ImageData, network: nn.Module) -> tuple[Recipe, ImageData]:
+    """The recipe and its data with the mean and standard deviation that the network's weights were trained with.
+
+    What the recipe itself says goes first, and without weights that say it nothing changes. Size and crop stay those
+    of the data.
+    """
+    origin = getattr(network, "origin", None)
+    known = origin.preprocessing if isinstance(origin, Origin) else None
+    if known is not None and known.channels == data.preprocessing.channels:
+        wanted = {"data.mean": recipe.data.mean or known.mean, "data.std": recipe.data.std or known.std}
+        recipe = recipe.replace(wanted)
+    mean, std = recipe.data.mean or data.preprocessing.mean, recipe.data.std or data.preprocessing.std
+    return recipe, dataclasses.replace(
+        data, preprocessing=dataclasses.replace(data.preprocessing, mean=mean, std=std)
+    )
 
 
 def training_loader(recipe: Recipe, data: ImageData) -> Loader:

@@ -5,26 +5,35 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import safetensors.numpy
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from excite.create import create
 from excite.data import ImageData, Loader, Preprocessing, Split, load_data
-from excite.errors import ExciteError, UsageError
+from excite.data.load import SMALL, adjusted
+from excite.errors import ExciteError, UsageError, nearest
 from excite.files import write_atomically, write_json
 from excite.tasks import classification
 from excite.tasks.base import Evaluation
 from excite.training.bars import Step, bar
 from excite.training.fit import pick_device
 from excite.training.run import Run
+from excite.weights.base import Origin
+from excite.weights.fetch import resolve
+from excite.weights.published import imagenet_classes, imagenet_synsets, known_classes, known_preprocessing
 
 BATCH = 256
+BATCH_OF_PHOTOS = 32  # the first feature map of 256 images of 224×224 takes 0.8 GB
 
 
 def evaluate(
@@ -36,6 +45,8 @@ def evaluate(
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
     image_size: int | None = None,
+    resize: int | None = None,
+    interpolation: str | None = None,
     broken: str = "skip",
     device: str = "auto",
     per_class: bool = False,
@@ -44,16 +55,25 @@ def evaluate(
     """Score a network on the test images of a set.
 
     Of a set that is not split, these are the fifth of each class that training holds out as well, so that a run is
-    never scored on images that it has learned from.
+    never scored on images that it has learned from; for a spec with weights from elsewhere they are all images.
+
+    The images are fed as the network's weights want it: as in the run's training, or as the published file, or what
+    lies beside the file, says. What is given here goes before that. :class:`ImageData` keeps its own preprocessing.
+
+    The network keeps the outputs that it was trained with. Where the set has as many classes, they are taken in
+    sorted order; where it has others, its class folders must have the names of the network's classes (ImageNet's, or
+    the WordNet ids that timm knows, for 1,000 outputs).
 
     Args:
         source: a run's folder, a network spec (with ``weights``), or a module.
         data: a data spec, or images of the user's own.
         test: a data spec of the test images, where ``data`` does not hold them.
-        weights: a file of weights for the spec.
-        mean: per channel, of pixels in 0–1; by default the run's, or the usual ones of such images.
+        weights: for a spec: a file of weights, or the tag of published ones such as ``imagenet``.
+        mean: per channel, of pixels in 0–1.
         std: likewise.
-        image_size: side of the network's input in pixels; by default the run's, or the images' own.
+        image_size: side of the network's input in pixels.
+        resize: what the shorter side is resized to before the centre is cropped, in pixels.
+        interpolation: ``bilinear`` or ``bicubic``.
         broken: ``skip`` or ``refuse`` files that cannot be decoded.
         device: ``auto``, ``cpu``, ``cuda`` …
         per_class: add the accuracy of each class and the confusion matrix.
@@ -61,48 +81,48 @@ def evaluate(
 
     Returns:
         ``{"metrics": {"top1", "top5", "loss"}, "images"}``, percentages as 0–100, and with ``per_class`` also
-        ``classes``, ``per_class`` (percent, None for a class without images) and ``confusion`` (true classes in
-        rows).
+        ``classes`` (of the network's outputs), ``per_class`` (percent, None for a class without images) and
+        ``confusion`` (true classes in rows).
 
     Raises:
         UsageError: the network and the data do not fit together.
-        ExciteError: the weights or the images cannot be read.
+        ExciteError: the weights or the images cannot be read or fetched.
     """
-    trained = own = None
-    if not isinstance(source, nn.Module) and (Path(source) / "recipe.yaml").is_file():
-        trained = Run.open(source).load()
-        own = trained.preprocessing
+    wishes: dict[str, Any] = {
+        "mean": mean,
+        "std": std,
+        "image_size": image_size,
+        "resize": resize,
+        "interpolation": interpolation,
+    }
+    channels = data.preprocessing.channels if isinstance(data, ImageData) else None
+    opened = open_network(source, weights, channels, progress)
     if isinstance(data, ImageData):
-        images = data
+        images = replace(data, preprocessing=adjusted(data.preprocessing, **wishes))
     else:
         with bar("reading images", progress) as step:
             images = load_data(
                 data,
                 test=test,
-                mean=mean or (own.mean if own else None),
-                std=std or (own.std if own else None),
-                image_size=image_size or (own.size if own else None),
-                channels=own.channels if own else 3,
+                preprocessing=opened.preprocessing,
+                **wishes,
                 broken=broken,
-                classes=trained.classes if trained else None,
+                classes=opened.classes if opened.of == "run" else None,
+                all_for_test=opened.of == "file",
                 progress=step,
             )
     split = images.test or images.train
     assert split is not None
-    if trained is not None:
-        network = trained.network
-    elif isinstance(source, nn.Module):
-        network = source
-    else:
-        network = create(str(source), len(images.classes), images.preprocessing.channels, weights=weights)
+    names = opened.classes or images.classes
+    if opened.of in ("file", "loaded"):
+        split, names = _onto_outputs(split, images, opened, device)
     with bar("evaluating", progress) as step:
-        scored = score(network, split, images.preprocessing, device, step)
+        scored = score(opened.network, split, images.preprocessing, device, step)
     result: dict[str, Any] = {"metrics": scored.metrics, "images": scored.images}
     if per_class:
         confusion = scored.details["confusion"]
         totals = confusion.sum(1)
         right = confusion.diagonal()
-        names = trained.classes if trained else images.classes
         result |= {
             "classes": list(names),
             "per_class": [100 * float(r) / float(t) if t else None for r, t in zip(right, totals, strict=True)],
@@ -111,11 +131,177 @@ def evaluate(
     return result
 
 
+# --- the network ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A trained network, and what is known of the images that it was trained on.
+
+    Attributes:
+        network: the network.
+        of: a ``run`` of excite's, a spec with the weights in a ``file``, or a module that was passed in: ``loaded``
+            with weights when it was created, or just a ``module``.
+        classes: the names of its outputs, where they are known.
+        preprocessing: what it was trained to be fed, where that is known.
+    """
+
+    network: nn.Module
+    of: Literal["run", "file", "loaded", "module"]
+    classes: tuple[str, ...] | None
+    preprocessing: Preprocessing | None
+
+
+def open_network(
+    source: str | Path | nn.Module, weights: str | Path | None, channels: int | None = None, progress: bool = False
+) -> Opened:
+    """The network that a verb is to apply.
+
+    Args:
+        source: a run's folder, a network spec with ``weights``, or a module.
+        weights: a file, or the tag of published weights.
+        channels: of the images; None for those that the weights are for.
+        progress: show a bar while weights are fetched.
+
+    Raises:
+        UsageError: neither a run, nor a spec with weights that fit it.
+        ExciteError: the weights cannot be read or fetched.
+    """
+    if isinstance(source, nn.Module):
+        origin = getattr(source, "origin", None)
+        if not isinstance(origin, Origin):
+            return Opened(source, "module", None, None)
+        return Opened(source, "loaded", origin.classes, origin.preprocessing)
+    check_source(source, weights)
+    if weights is None:
+        trained = Run.open(source).load()
+        return Opened(trained.network, "run", trained.classes, trained.preprocessing)
+    path, published = resolve(str(source), weights, progress)
+    known = known_preprocessing(path) or (published.preprocessing if published else None)
+    network = create(str(source), in_channels=channels or (known.channels if known else 3), weights=path)
+    origin = network.origin
+    assert isinstance(origin, Origin)
+    classes = known_classes(path) or origin.classes
+    return Opened(network.eval(), "file", classes, known or origin.preprocessing)
+
+
+def check_source(source: str | Path, weights: str | Path | None) -> None:
+    """Refuse what is neither a run nor a spec with weights, before anything is fetched or read.
+
+    Raises:
+        UsageError: it is neither, or a run with other weights.
+    """
+    if (Path(source) / "recipe.yaml").is_file():
+        if weights is not None:
+            raise UsageError(f"{source} is a run and has weights of its own: leave the others out.")
+    elif weights is None:
+        if Path(source).is_dir():
+            raise UsageError(f"{source} is not a run: it has no recipe.yaml.")
+        raise UsageError(
+            f"'{source}' is not a run, and as a network spec it has random weights: add --weights imagenet or a file."
+        )
+
+
+def count_outputs(network: nn.Module, preprocessing: Preprocessing, device: str = "auto") -> int:
+    """How many classes a network tells apart, by what it says of a black image.
+
+    Raises:
+        UsageError: it does not give one row of scores for an image.
+    """
+    black = torch.zeros(1, preprocessing.channels, preprocessing.size, preprocessing.size)
+    where = pick_device(device)
+    was_training = network.training
+    network.eval().to(where)
+    try:
+        with torch.inference_mode():
+            logits = network(black.to(where))
+    finally:
+        network.train(was_training)
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
+        raise UsageError("The network does not classify: for an image it must give one row of scores.")
+    return int(logits.shape[1])
+
+
+def output_classes(opened: Opened, outputs: int) -> tuple[str, ...] | None:
+    """The names of a network's outputs: as they are known, or ImageNet's where there are 1,000; else None."""
+    if opened.classes is not None and len(opened.classes) == outputs:
+        return opened.classes
+    return imagenet_classes() if outputs == len(imagenet_classes()) else None
+
+
+# --- its classes and the data's ------------------------------------------------------------------------------------
+
+
+def _onto_outputs(split: Split, images: ImageData, opened: Opened, device: str) -> tuple[Split, tuple[str, ...]]:
+    """The images with the network's outputs as their labels, and the names of these outputs.
+
+    Raises:
+        UsageError: a class of the data is none of the network's, or there is no saying which.
+    """
+    given = images.classes
+    outputs = count_outputs(opened.network, images.preprocessing, device)
+    known = output_classes(opened, outputs)
+    if known is None:
+        if outputs == len(given):
+            return split, given
+        raise UsageError(
+            f"The network has {outputs} outputs and {images.name} {len(given)} classes, and nothing says which is "
+            "which: give weights trained on these classes."
+        )
+    if outputs == len(given) and sum(bool(_places(name, known)) for name in given) < outputs / 2:
+        return split, given  # other classes, or names of another kind: in sorted order, as in training
+    at = [_place(name, known, images.name) for name in given]
+    if len(set(at)) < len(at):
+        first = next(number for number in at if at.count(number) > 1)
+        same = " and ".join(repr(name) for name, number in zip(given, at, strict=True) if number == first)
+        raise UsageError(f"In {images.name}, {same} are the same class of the network: merge them.")
+    labels = torch.tensor(at, dtype=torch.int64)[split.labels]
+    return replace(split, labels=labels, num_classes=outputs), known
+
+
+def _place(name: str, known: tuple[str, ...], data: str) -> int:
+    """The one output that a class folder is for.
+
+    Raises:
+        UsageError: there is none, or more than one.
+    """
+    found = _places(name, known)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        both = " or ".join(f"{known[i]!r} (number {i})" for i in found)
+        raise UsageError(f"The class {name!r} in {data} may be the network's {both}: rename it.")
+    hint = nearest(name, list(known)) or "name the folder like the class, or by its WordNet id."
+    raise UsageError(f"The class {name!r} in {data} is none of the {len(known)} classes of the network: {hint}")
+
+
+def _places(name: str, known: tuple[str, ...]) -> list[int]:
+    """The outputs that the name of a class folder may mean: by name, plain name, WordNet id, or number."""
+    if exact := [i for i, other in enumerate(known) if other == name]:
+        return exact
+    if alike := [i for i, other in enumerate(known) if _plain(other) == _plain(name)]:
+        return alike
+    if known == imagenet_classes():
+        if name in (synsets := imagenet_synsets() or ()):
+            return [synsets.index(name)]
+        if name.isdecimal() and int(name) < len(known):
+            return [int(name)]
+    return []
+
+
+@cache
+def _plain(name: str) -> str:
+    return re.sub(r"[\W_]+", " ", name.casefold()).strip()
+
+
+# --- scores --------------------------------------------------------------------------------------------------------
+
+
 def score(
     network: nn.Module, split: Split, preprocessing: Preprocessing, device: str = "auto", step: Step | None = None
 ) -> Evaluation:
     """Evaluate on one split, in its order; ``step`` is called with (batches done, in all)."""
-    batches = Loader(split, preprocessing, BATCH, seed=0)
+    batches = Loader(split, preprocessing, BATCH if preprocessing.size <= SMALL else BATCH_OF_PHOTOS, seed=0)
 
     def counted() -> Iterator[classification.Batch]:
         for done, batch in enumerate(batches, start=1):

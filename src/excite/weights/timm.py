@@ -45,9 +45,9 @@ def _se_resnet(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     renamed = {}
     for name, tensor in tensors.items():
         match = re.fullmatch(r"(.*\.se)\.(fc[12])\.(weight|bias)", name)
-        renamed[f"{match[1]}.{names[match[2]]}.{match[3]}" if match else name] = tensor.flatten(1) if (
-            match and match[3] == "weight"
-        ) else tensor
+        renamed[f"{match[1]}.{names[match[2]]}.{match[3]}" if match else name] = (
+            tensor.flatten(1) if (match and match[3] == "weight") else tensor
+        )
     return renamed
 
 
