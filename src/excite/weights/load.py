@@ -110,7 +110,6 @@ def put(
     if weights.refusal and not own:
         raise UsageError(f"Cannot use the weights in {path}: {weights.refusal}.")
     if weights.converted and not own:
-        _check_form(module, weights.converted, path)
         given, layout, known = weights.converted.tensors, weights.converted.layout, weights.converted.preprocessing
     found = _fitting_names(dict(given), wanted, module)
     kept = set(_other_head(wanted, found)) if replace_head else set()
@@ -119,6 +118,8 @@ def put(
     found = {name: tensor for name, tensor in found.items() if name not in kept}
     if problems := _mismatch({name: tensor for name, tensor in wanted.items() if name not in kept}, found):
         raise UsageError(f"The weights in {path} do not fit this network: {'; '.join(problems)}. Nothing was loaded.")
+    if weights.converted and not own:
+        _check_form(module, weights.converted, path)
     _check_values(found, path)
     with torch.no_grad():
         for name, tensor in found.items():
