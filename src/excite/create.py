@@ -21,9 +21,8 @@ from excite.networks.site import Site, plain_convolution, plain_join
 from excite.spec import Arguments, Spec, UnitSpec, parse_spec
 from excite.units.selective_kernel import SelectiveKernel
 from excite.units.squeeze_excite import SqueezeExcite
-from excite.weights.fetch import fetch
+from excite.weights.fetch import resolve
 from excite.weights.load import put, read_weights
-from excite.weights.published import find
 
 # A place in a block where a unit goes: at the end of the branch, where it also adds the shortcut if there is one, or
 # instead of the 3×3 convolution with its batch norm and activation.
@@ -64,8 +63,8 @@ def create(
     if weights is None:
         with _about(spec):
             return build(spec, num_classes or 1000, in_channels)
-    published = None if Path(weights).exists() else find(spec, str(weights))
-    read = read_weights(fetch(published) if published else weights)
+    path, published = resolve(spec, weights)
+    read = read_weights(path)
     with _about(spec):
         network = build(spec, num_classes or read.outputs or 1000, in_channels)
     preprocessing = published.preprocessing if published else None

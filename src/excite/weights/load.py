@@ -124,10 +124,11 @@ def put(
     with torch.no_grad():
         for name, tensor in found.items():
             wanted[name].copy_(tensor)
+    preprocessing = known_preprocessing(path) or preprocessing or known
     classes = None
-    if weights.outputs == 1000 and not kept and (preprocessing or known):
+    if weights.outputs == 1000 and not kept and preprocessing:
         classes = imagenet_classes()
-    return Origin(str(path), layout, preprocessing or known_preprocessing(path) or known, classes)
+    return Origin(str(path), layout, preprocessing, classes)
 
 
 # --- reading ---------------------------------------------------------------------------------------------------
