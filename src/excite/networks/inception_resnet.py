@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from excite.networks.bn_inception import ConvBN, scaled
-from excite.networks.site import Convolution, Join, Site, plain_convolution, plain_join
+from excite.networks.site import Convolution, Join, Site, he_conv, plain_convolution, plain_join
 from excite.networks.tables import InceptionBranch, InceptionConv, InceptionResNetTable
 
 # --- the parts -------------------------------------------------------------------------------------------------
@@ -32,13 +32,9 @@ POOLS: dict[str, Callable[[], nn.Module]] = {
 
 
 def plain_conv(in_channels: int, step: InceptionConv, bias: bool = False) -> nn.Conv2d:
-    """The convolution of a table, which starts from He's normal distribution and no bias."""
-    padding = (step.height // 2, step.width // 2) if step.padded else 0
-    convolution = nn.Conv2d(in_channels, step.channels, (step.height, step.width), step.stride, padding, bias=bias)
-    nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
-    if convolution.bias is not None:
-        nn.init.zeros_(convolution.bias)
-    return convolution
+    """The convolution of a table."""
+    padding = (step.height // 2, step.width // 2) if step.padded else (0, 0)
+    return he_conv(in_channels, step.channels, (step.height, step.width), step.stride, padding, bias=bias)
 
 
 def conv_bn(in_channels: int, step: InceptionConv, eps: float) -> ConvBN:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 
@@ -44,17 +43,38 @@ Join = Callable[[Site], nn.Module]
 
 
 def conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
-    """A convolution that keeps the size (at stride 1), without bias: batch norm follows.
+    """A convolution that keeps the size (at stride 1), without bias: batch norm follows."""
+    padding = (kernel // 2, kernel // 2)
+    return he_conv(in_channels, out_channels, (kernel, kernel), stride, padding, groups)
 
-    It starts from He's normal distribution of variance 2 / fan-out (He et al. 2015, Sect. 2.2).
+
+class _Undrawn(nn.Conv2d):
+    """A convolution whose weights are left to its maker: PyTorch would draw them, and at once they are drawn anew."""
+
+    def reset_parameters(self) -> None:
+        pass
+
+
+def he_conv(
+    in_channels: int,
+    out_channels: int,
+    kernel: tuple[int, int],
+    stride: int,
+    padding: tuple[int, int],
+    groups: int = 1,
+    bias: bool = False,
+) -> nn.Conv2d:
+    """A convolution that starts from He's normal distribution of variance 2 / fan-out, and from no bias.
+
+    Source: He et al. 2015, Sect. 2.2.
     """
-    # Made without contents first: PyTorch would draw weights that the next lines draw anew, at twice the time.
-    convolution = nn.Conv2d(
-        in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False, device="meta"
-    ).to_empty(device=torch.get_default_device())
+    convolution: nn.Conv2d = _Undrawn(in_channels, out_channels, kernel, stride, padding, groups=groups, bias=bias)
+    convolution.__class__ = nn.Conv2d  # nothing looking at the network is to see another kind of convolution
     # PyTorch's kaiming_normal_ counts the outputs of all groups, which starves a depthwise convolution.
-    fan_out = out_channels * kernel**2 // groups
+    fan_out = out_channels * math.prod(kernel) // groups
     nn.init.normal_(convolution.weight, std=math.sqrt(2) / math.sqrt(fan_out))
+    if convolution.bias is not None:
+        nn.init.zeros_(convolution.bias)
     return convolution
 
 
