@@ -82,6 +82,11 @@ def read_weights(path: str | Path) -> Weights:
     """Read a file, without a network to put it into; errors as for :func:`load_weights`."""
     path = Path(path)
     content = _read(path)
+    for name, tensor in content.tensors.items():
+        if tensor.layout == torch.strided and tensor.nbytes > tensor.untyped_storage().nbytes():
+            raise ExciteError(
+                f"Refused the weights in {path}: {name} claims the shape {tuple(tensor.shape)}, but holds less."
+            )
     converted, refusal = None, ""
     try:
         converted = next((found for layout in LAYOUTS if (found := layout(content))), None)

@@ -5,6 +5,8 @@ Pickles are opened with ``weights_only=True``, so a file that would run code is 
 
 from __future__ import annotations
 
+import io
+import os
 import pickle
 import struct
 import warnings
@@ -58,8 +60,11 @@ def read_torch(path: Path) -> dict[str, Tensor]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's advice on old files; what matters becomes an error here
-            # Tensors of a zip stay in the file until they are copied into the network.
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+            if zipped:  # the tensors stay in the file until they are copied into the network
+                content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            else:
+                with _Bounded(io.FileIO(path)) as file:
+                    content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # what a parser says of bytes it does not expect can be of any kind
         if isinstance(error, pickle.UnpicklingError) and "global" in str(error).lower():
             raise ExciteError(
@@ -71,6 +76,14 @@ def read_torch(path: Path) -> dict[str, Tensor]:
             "PyTorch state dict (.pth, .pt, .th), safetensors, .caffemodel or MatConvNet's .mat."
         ) from error
     return _without_prefixes(_unwrapped(content, path))
+
+
+class _Bounded(io.BufferedReader):
+    """A file of which no more can be asked for than there is: a pickle may claim a text of gigabytes."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        left = os.fstat(self.fileno()).st_size - self.tell()
+        return super().read(left if size is None or size < 0 else min(size, left))
 
 
 def _check_zip(path: Path) -> None:
