@@ -12,7 +12,7 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "networks.md"
 
 @pytest.fixture(scope="module")
 def rows():
-    return list(paper())
+    return paper()
 
 
 def test_the_document_holds_the_table_of_today(rows):

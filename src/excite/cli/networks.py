@@ -76,7 +76,7 @@ def _print_paper(pattern: str | None, json: bool) -> None:
     from excite.report.networks import networks_table
     from excite.verbs.paper import paper
 
-    rows = list(paper(pattern))
+    rows = paper(pattern, progress=True)
     if json:
         print_json({"networks": rows})
         return

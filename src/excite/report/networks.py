@@ -9,7 +9,7 @@ _HEAD = ("spec", "input", "parameters, M", "paper", "GMACs", "paper", "top-1 / t
 
 
 def networks_table(rows: Iterable[dict[str, Any]]) -> str:
-    """A Markdown table of what :func:`excite.verbs.paper.paper` yields, and the notes below it."""
+    """A Markdown table of what :func:`excite.verbs.paper.paper` returns, and the notes below it."""
     lines = ["| " + " | ".join(_HEAD) + " |", "|---|" + "--:|" * 6 + "---|"]
     notes: list[str] = []
     before = None
