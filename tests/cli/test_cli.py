@@ -38,6 +38,13 @@ def test_networks_lists_what_can_be_created() -> None:
     assert [entry["name"] for entry in listed] == excite.networks()
 
 
+def test_networks_against_their_papers() -> None:
+    counted = json.loads(run("networks", "senet154", "--paper", "--json").stdout)["networks"]
+    assert [round(row["parameters"]) for row in counted] == [115, 115]
+    assert [row["paper_macs"] for row in counted] == [20.7, None]
+    assert run("networks", "resnet20", "--paper").stdout.startswith("| spec | input |")
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

@@ -50,6 +50,7 @@ def run(
     console = Console(highlight=False)
     console.print(table)
     console.print("Figures are the papers' own; * with the stride in the first 1×1 convolution (stride_in=1x1).")
+    console.print("All of them, beside what is counted here:  excite networks --paper")
     console.print("Add units with +:  resnet50+se  resnet50+se:reduction=8,stages=1-3  resnet20+sk:branches=3-5")
     console.print("Other sources:  torchvision:resnet50  timm:convnext_tiny")
 
@@ -60,7 +61,8 @@ def _figures(entry: Entry) -> list[str]:
         name: next((getattr(f, name) for f in entry.figures if getattr(f, name) is not None), None)
         for name in ("parameters", "macs", "top1", "data")
     }
-    star = "*" if any(figure.spec for figure in entry.figures) and first["macs"] else ""
+    counted = next((figure for figure in entry.figures if figure.macs is not None), None)
+    star = "*" if counted and "stride_in=1x1" in (counted.spec or "") else ""
     return [
         f"{first['parameters']} M" if first["parameters"] else "",
         f"{first['macs']:.2f}{star}" if first["macs"] else "",
