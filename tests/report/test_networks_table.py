@@ -50,4 +50,4 @@ def test_notes_are_numbered_once():
         "| `a:width=2` | 224² | 1.235 | 1.2 [1] | 0.500 |  | 25.00 | Someone 2020, Table 1; ImageNet validation |"
     )
     assert lines[3] == "|  |  |  | 1.2 |  |  | 25.00 | The same, release; ImageNet validation |"
-    assert lines[-1] == "[1] counted otherwise.  "
+    assert lines[-1] == "[1] counted otherwise."

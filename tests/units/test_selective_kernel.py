@@ -336,7 +336,7 @@ def test_copies_and_state():
             "groups must divide the channels, but 3 does not divide both in_channels 8 and out_channels 16",
         ),
         ({"in_channels": 6, "groups": 4}, "4 does not divide both in_channels 6 and out_channels 16"),
-        ({"activation": "elu"}, "unknown activation 'elu': give one of relu, silu"),
+        ({"activation": "elu"}, "unknown activation 'elu': give one of relu, relu6, silu"),
         ({"activation": nn.ReLU}, "or an nn.Module instance"),
     ],
 )

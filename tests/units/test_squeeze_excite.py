@@ -375,7 +375,7 @@ def test_starts_as_the_identity_under_another_gate():
         ({"channels": 8, "min_width": True}, "min_width must be"),
         ({"channels": 8, "squeeze": "median"}, "unknown squeeze 'median': give one of mean, max, both, or"),
         ({"channels": 8, "gate": "Sigmoid"}, "unknown gate 'Sigmoid': give one of sigmoid, hard_sigmoid, tanh, or"),
-        ({"channels": 8, "activation": None}, "unknown activation None: give one of relu, silu"),
+        ({"channels": 8, "activation": None}, "unknown activation None: give one of relu, relu6, silu"),
         ({"channels": 8, "activation": nn.ReLU}, "or an nn.Module instance"),
     ],
 )

@@ -61,7 +61,7 @@ def test_scores_are_the_share_of_right_images(finished) -> None:
         tables = [safetensors.numpy.load_file(folder / path / "test.safetensors")["scores"] for path in entry["runs"]]
         assert set(np.unique(tables)) <= {0.0, 1.0}
         assert entry["scores"] == pytest.approx([100 * float(np.mean(table)) for table in tables])
-        means.append(100 * float(np.mean(tables)))
+        means.append(100 * float(np.mean(tables, dtype=np.float64)))
         assert entry["score"] == pytest.approx(means[-1])
     assert result["results"][1]["difference"] == pytest.approx(means[1] - means[0])
 

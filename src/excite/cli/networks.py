@@ -86,4 +86,4 @@ def _print_paper(pattern: str | None, json: bool) -> None:
     if console.is_terminal:
         console.print(Markdown(networks_table(rows)))
     else:
-        console.print(networks_table(rows), soft_wrap=True, markup=False)
+        console.print(networks_table(rows), soft_wrap=True, markup=False, end="")
