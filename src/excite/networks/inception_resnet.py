@@ -34,7 +34,8 @@ POOLS: dict[str, Callable[[], nn.Module]] = {
 def plain_conv(in_channels: int, step: InceptionConv, bias: bool = False) -> nn.Conv2d:
     """The convolution of a table."""
     padding = (step.height // 2, step.width // 2) if step.padded else (0, 0)
-    return he_conv(in_channels, step.channels, (step.height, step.width), step.stride, padding, bias=bias)
+    kernel = (step.height, step.width)
+    return he_conv(in_channels, step.channels, kernel, step.stride, padding, bias=bias, uniform=True)
 
 
 def conv_bn(in_channels: int, step: InceptionConv, eps: float) -> ConvBN:

@@ -63,16 +63,21 @@ def he_conv(
     padding: tuple[int, int],
     groups: int = 1,
     bias: bool = False,
+    uniform: bool = False,
 ) -> nn.Conv2d:
-    """A convolution that starts from He's normal distribution of variance 2 / fan-out, and from no bias.
+    """A convolution that starts from a distribution of variance 2 / fan-out, and from no bias.
 
-    Source: He et al. 2015, Sect. 2.2.
+    The distribution is normal, as in its source (He et al. 2015, Sect. 2.2), or uniform, which is quicker to draw.
     """
     convolution: nn.Conv2d = _Undrawn(in_channels, out_channels, kernel, stride, padding, groups=groups, bias=bias)
     convolution.__class__ = nn.Conv2d  # nothing looking at the network is to see another kind of convolution
     # PyTorch's kaiming_normal_ counts the outputs of all groups, which starves a depthwise convolution.
     fan_out = out_channels * math.prod(kernel) // groups
-    nn.init.normal_(convolution.weight, std=math.sqrt(2) / math.sqrt(fan_out))
+    std = math.sqrt(2) / math.sqrt(fan_out)
+    if uniform:
+        nn.init.uniform_(convolution.weight, -math.sqrt(3) * std, math.sqrt(3) * std)
+    else:
+        nn.init.normal_(convolution.weight, std=std)
     if convolution.bias is not None:
         nn.init.zeros_(convolution.bias)
     return convolution
