@@ -72,10 +72,7 @@ def read_torch(path: Path) -> dict[str, Tensor]:
                 f"Refused to open the weights file {path}: it holds more than tensors and could run code; "
                 "save the network's state_dict() alone, or as safetensors."
             ) from error
-        raise ExciteError(
-            f"Cannot read the weights file {path}: it is cut off, damaged, or no file of weights; expected a "
-            "PyTorch state dict (.pth, .pt, .th), safetensors, .caffemodel or MatConvNet's .mat."
-        ) from error
+        raise ExciteError(_unreadable(path)) from error
     return _without_prefixes(_unwrapped(content, path))
 
 
@@ -93,12 +90,19 @@ def _check_zip(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except Exception as error:  # zipfile raises nearly anything on bad input
-        raise ExciteError(f"Cannot read the weights file {path}: it is cut off or damaged ({error}).") from error
+        raise ExciteError(_unreadable(path)) from error
     packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
     if packed or sum(entry.file_size for entry in entries) > path.stat().st_size:
         raise ExciteError(
             f"Refused to open the weights file {path}: it unpacks to more than it holds, which no PyTorch file does."
         )
+
+
+def _unreadable(path: Path) -> str:
+    return (
+        f"Cannot read the weights file {path}: it is cut off, damaged, or no file of weights; expected a "
+        "PyTorch state dict (.pth, .pt, .th), safetensors, .caffemodel or MatConvNet's .mat."
+    )
 
 
 def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
