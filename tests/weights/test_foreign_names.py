@@ -5,33 +5,11 @@ import timm
 import torch
 import torchvision
 from safetensors.torch import save_file
-from torch import nn
 
 from excite.create import create
 from excite.errors import UsageError
 from excite.weights.load import load_weights
-
-
-def randomised(network):
-    """Random weights and statistics, so that no two tensors of a shape can be exchanged unseen."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for module in network.modules():
-            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-                module.running_mean.copy_(torch.randn(module.num_features, generator=generator) * 0.1)
-                module.running_var.copy_(torch.rand(module.num_features, generator=generator) + 0.5)
-                module.weight.copy_(torch.rand(module.num_features, generator=generator) * 0.5 + 0.75)
-                module.bias.copy_(torch.randn(module.num_features, generator=generator) * 0.1)
-    return network.eval()
-
-
-def assert_same_output(ours, theirs, size=64):
-    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(2))
-    with torch.inference_mode():
-        expected, found = theirs(images), ours.eval()(images)
-    assert expected.std() > 1e-3
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
-
+from same_output import assert_same_output, shuffled_statistics
 
 TORCHVISION = [
     "resnet18",
@@ -61,7 +39,7 @@ def marked(names):
 @pytest.mark.parametrize("name", marked(TORCHVISION))
 def test_torchvision(name, tmp_path):
     torch.manual_seed(0)
-    theirs = randomised(torchvision.models.get_model(name, weights=None))
+    theirs = shuffled_statistics(torchvision.models.get_model(name, weights=None))
     torch.save(theirs.state_dict(), tmp_path / "weights.pth")
     assert_same_output(create(name, weights=tmp_path / "weights.pth"), theirs)
 
@@ -69,7 +47,7 @@ def test_torchvision(name, tmp_path):
 @pytest.mark.parametrize("width", [0.5, 1.4])
 def test_torchvision_mobilenet_of_other_widths(width, tmp_path):
     torch.manual_seed(0)
-    theirs = randomised(torchvision.models.mobilenet_v2(width_mult=width))
+    theirs = shuffled_statistics(torchvision.models.mobilenet_v2(width_mult=width))
     torch.save(theirs.state_dict(), tmp_path / "weights.pth")
     assert_same_output(create(f"mobilenet_v2:width={width}", weights=tmp_path / "weights.pth"), theirs)
 
@@ -107,7 +85,7 @@ TIMM_LARGE = {
 )
 def test_timm(name, spec, tmp_path):
     torch.manual_seed(0)
-    theirs = randomised(timm.create_model(name))
+    theirs = shuffled_statistics(timm.create_model(name))
     save_file(theirs.state_dict(), tmp_path / "model.safetensors")
     assert_same_output(create(spec, weights=tmp_path / "model.safetensors"), theirs)
 
@@ -130,7 +108,7 @@ def test_weights_of_another_form_are_refused_with_the_form_they_need(tmp_path):
 
 def test_their_own_networks_take_their_own_files(tmp_path):
     torch.manual_seed(0)
-    theirs = randomised(torchvision.models.mobilenet_v2())
+    theirs = shuffled_statistics(torchvision.models.mobilenet_v2())
     torch.save(theirs.state_dict(), tmp_path / "weights.pth")
     host = create("torchvision:mobilenet_v2", weights=tmp_path / "weights.pth")
     assert_same_output(host, theirs)
@@ -152,7 +130,7 @@ def test_classifiers_by_other_names(head, tmp_path):
 
 def test_another_number_of_classes_keeps_the_rest(tmp_path):
     torch.manual_seed(0)
-    theirs = randomised(torchvision.models.resnet18())
+    theirs = shuffled_statistics(torchvision.models.resnet18())
     torch.save(theirs.state_dict(), tmp_path / "weights.pth")
     network = create("resnet18", num_classes=7, weights=tmp_path / "weights.pth")
     images = torch.randn(2, 3, 64, 64)

@@ -80,12 +80,7 @@ def mobilenet_v1(
     join: Join = plain_join,
 ) -> MobileNet:
     """Build MobileNet V1 from its table; arguments as for :func:`excite.networks.resnet.resnet`."""
-    channels, stride = table.stem
-    parts: dict[str, nn.Module] = {
-        "conv1": conv(in_channels, channels, 3, stride),
-        "bn1": nn.BatchNorm2d(channels),
-        "act1": ACTIVATIONS[table.activation](),
-    }
+    channels, parts = table.stem[0], _stem(in_channels, table.stem, table.activation)
     for stage, (out_channels, depth, first_stride) in enumerate(table.rows, start=1):
         blocks = []
         for stride in [first_stride] + [1] * (depth - 1):
@@ -107,12 +102,7 @@ def mobilenet_v2(
     join: Join = plain_join,
 ) -> MobileNet:
     """Build MobileNet V2 from its table; arguments as for :func:`excite.networks.resnet.resnet`."""
-    channels, stride = table.stem
-    parts: dict[str, nn.Module] = {
-        "conv1": conv(in_channels, channels, 3, stride),
-        "bn1": nn.BatchNorm2d(channels),
-        "act1": ACTIVATIONS["relu6"](),
-    }
+    channels, parts = table.stem[0], _stem(in_channels, table.stem, "relu6")
     for stage, (expansion, out_channels, depth, first_stride) in enumerate(table.rows, start=1):
         blocks = []
         for stride in [first_stride] + [1] * (depth - 1):
@@ -125,6 +115,15 @@ def mobilenet_v2(
     parts["bn2"] = nn.BatchNorm2d(table.head)
     parts["act2"] = ACTIVATIONS["relu6"]()
     return MobileNet(OrderedDict(parts | _classifier(table.head, num_classes, table.dropout)))
+
+
+def _stem(in_channels: int, stem: tuple[int, int], activation: str) -> dict[str, nn.Module]:
+    channels, stride = stem
+    return {
+        "conv1": conv(in_channels, channels, 3, stride),
+        "bn1": nn.BatchNorm2d(channels),
+        "act1": ACTIVATIONS[activation](),
+    }
 
 
 def _classifier(channels: int, num_classes: int, dropout: float) -> dict[str, nn.Module]:

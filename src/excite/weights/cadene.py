@@ -14,6 +14,7 @@ from torch import Tensor
 
 from excite.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from excite.weights.base import Content, Converted
+from excite.weights.names import renamed, with_linear_layers
 
 Tensors = Mapping[str, Tensor]
 
@@ -84,7 +85,7 @@ def _inception_resnet(tensors: Tensors) -> Converted | None:
     """
     half = (0.5, 0.5, 0.5)
     if "last_linear.weight" in tensors:
-        converted = _renamed(tensors, {r"^last_linear\.": "fc."})
+        converted = renamed(tensors, {r"^last_linear\.": "fc."})
         if len(converted["fc.weight"]) == 1001:  # the first class is the background, which ImageNet does not have
             converted |= {name: converted[name][1:] for name in ("fc.weight", "fc.bias")}
         return Converted(
@@ -93,7 +94,7 @@ def _inception_resnet(tensors: Tensors) -> Converted | None:
     if "classif.weight" in tensors:
         return Converted(
             "timm's Inception-ResNet-v2",
-            _renamed(tensors, {r"^classif\.": "fc."}),
+            renamed(tensors, {r"^classif\.": "fc."}),
             preprocessing=Preprocessing(299, half, half, resize=333, interpolation="bicubic"),
         )
     return None
@@ -114,13 +115,10 @@ _SE = {r"\.se_module\.fc1\.": ".se.reduce.", r"\.se_module\.fc2\.": ".se.expand.
 
 
 def _senet(tensors: Tensors) -> Converted:
-    converted = _renamed(tensors, (_DEEP_STEM if "layer0.conv3.weight" in tensors else _STEM) | _SE)
-    for name, tensor in converted.items():
-        if ".se." in name and tensor.dim() == 4:  # a 1×1 convolution on a 1×1 map is a linear layer
-            converted[name] = tensor.flatten(1)
+    stem = _DEEP_STEM if "layer0.conv3.weight" in tensors else _STEM
     return Converted(
         "Cadene's SE networks",
-        converted,
+        with_linear_layers(renamed(tensors, stem | _SE)),
         form=_form(tensors),
         preprocessing=Preprocessing(224, IMAGENET_MEAN, IMAGENET_STD, resize=256),
     )
@@ -131,13 +129,3 @@ def _form(tensors: Tensors) -> dict[str, str]:
         return {"pool": "ceil", "branch": "relu"}
     grouped = tensors["layer1.0.conv2.weight"].shape[1] < tensors["layer1.0.conv1.weight"].shape[0]
     return {"stride_in": "3x3" if grouped else "1x1", "pool": "ceil"}
-
-
-def _renamed(tensors: Tensors, replacements: Mapping[str, str]) -> dict[str, Tensor]:
-    """Each name after all the replacements, from patterns to texts, in turn."""
-    renamed = {}
-    for name, tensor in tensors.items():
-        for pattern, text in replacements.items():
-            name = re.sub(pattern, text, name)
-        renamed[name] = tensor
-    return renamed

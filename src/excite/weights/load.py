@@ -73,11 +73,6 @@ def load_weights(module: nn.Module, path: str | Path, *, replace_head: bool = Fa
     return put(module, read_weights(path), replace_head=replace_head)
 
 
-def classifier_size(path: str | Path) -> int | None:
-    """How many outputs the classifier in a file has; None where there is none to be told."""
-    return read_weights(path).outputs
-
-
 def read_weights(path: str | Path) -> Weights:
     """Read a file, without a network to put it into; errors as for :func:`load_weights`."""
     path = Path(path)
@@ -110,30 +105,28 @@ def put(
         preprocessing: what the source of the file says, where it came from one.
     """
     path, wanted = weights.path, module.state_dict()
-    given, layout, known = weights.tensors, "the network's own names", None
     own = _fits(wanted, weights.tensors)
     if weights.refusal and not own:
         raise UsageError(f"Cannot use the weights in {path}: {weights.refusal}.")
-    if weights.converted and not own:
-        given, layout, known = weights.converted.tensors, weights.converted.layout, weights.converted.preprocessing
-    found = _fitting_names(dict(given), wanted, module)
+    converted = None if own else weights.converted
+    found = _fitting_names(dict(converted.tensors if converted else weights.tensors), wanted, module)
     kept = set(_other_head(wanted, found)) if replace_head else set()
     if kept:
         logger.info("%s: the classifier has another number of outputs and starts afresh", path)
     found = {name: tensor for name, tensor in found.items() if name not in kept}
     if problems := _mismatch({name: tensor for name, tensor in wanted.items() if name not in kept}, found):
         raise UsageError(f"The weights in {path} do not fit this network: {'; '.join(problems)}. Nothing was loaded.")
-    if weights.converted and not own:
-        _check_form(module, weights.converted, path)
+    if converted:
+        _check_form(module, converted, path)
     _check_values(found, path)
     with torch.no_grad():
         for name, tensor in found.items():
             wanted[name].copy_(tensor)
-    preprocessing = known_preprocessing(path) or preprocessing or known
+    preprocessing = known_preprocessing(path) or preprocessing or (converted.preprocessing if converted else None)
     classes = None
     if weights.outputs == 1000 and not kept and preprocessing:
         classes = imagenet_classes()
-    return Origin(str(path), layout, preprocessing, classes)
+    return Origin(str(path), converted.layout if converted else "the network's own names", preprocessing, classes)
 
 
 # --- reading ---------------------------------------------------------------------------------------------------

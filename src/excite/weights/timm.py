@@ -8,10 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from torch import Tensor
-
 from excite.errors import UsageError
 from excite.weights.base import Content, Converted
+from excite.weights.names import renamed, with_linear_layers
 
 TODAY = {"stride_in": "3x3", "pool": "padded"}
 
@@ -33,46 +32,22 @@ def timm_layout(content: Content) -> Converted | None:
             "sknet50:pool=padded"
         )
     if any(re.search(r"layer\d\.\d+\.conv2\.paths\.", name) for name in tensors):
-        return Converted("timm SK-ResNeXt", _sk_resnext(tensors), TODAY)
+        return Converted("timm SK-ResNeXt", with_linear_layers(renamed(tensors, _SK)), TODAY)
     if any(re.fullmatch(r"layer\d\.\d+\.se\.fc1\.weight", name) for name in tensors):
-        return Converted("timm SE-ResNet", _se_resnet(tensors), TODAY)
+        return Converted("timm SE-ResNet", with_linear_layers(renamed(tensors, _SE)), TODAY)
     return None
 
 
-def _se_resnet(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The two layers of an SE unit are 1×1 convolutions there."""
-    names = {"fc1": "reduce", "fc2": "expand"}
-    renamed = {}
-    for name, tensor in tensors.items():
-        match = re.fullmatch(r"(.*\.se)\.(fc[12])\.(weight|bias)", name)
-        renamed[f"{match[1]}.{names[match[2]]}.{match[3]}" if match else name] = (
-            tensor.flatten(1) if (match and match[3] == "weight") else tensor
-        )
-    return renamed
-
-
+_SE = {r"\.se\.fc1\.": ".se.reduce.", r"\.se\.fc2\.": ".se.expand."}
 _SK = {
-    r"(layer\d\.\d+)\.conv([13])\.conv": r"\1.conv\2",
-    r"(layer\d\.\d+)\.conv([13])\.bn": r"\1.bn\2",
-    r"(.*\.conv2)\.paths\.(\d)\.conv": r"\1.branches.\2.0",
-    r"(.*\.conv2)\.paths\.(\d)\.bn": r"\1.branches.\2.1",
-    r"(.*\.conv2)\.attn\.fc_reduce": r"\1.reduce",
-    r"(.*\.conv2)\.attn\.bn": r"\1.norm",
-    r"(.*\.conv2)\.attn\.fc_select": r"\1.expand",
+    r"^(layer\d\.\d+)\.conv([13])\.conv\.": r"\1.conv\2.",
+    r"^(layer\d\.\d+)\.conv([13])\.bn\.": r"\1.bn\2.",
+    r"\.conv2\.paths\.(\d)\.conv\.": r".conv2.branches.\1.0.",
+    r"\.conv2\.paths\.(\d)\.bn\.": r".conv2.branches.\1.1.",
+    r"\.conv2\.attn\.fc_reduce\.": ".conv2.reduce.",
+    r"\.conv2\.attn\.bn\.": ".conv2.norm.",
+    r"\.conv2\.attn\.fc_select\.": ".conv2.expand.",
 }
-
-
-def _sk_resnext(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    renamed = {}
-    for name, tensor in tensors.items():
-        module, _, kind = name.rpartition(".")
-        for pattern, ours in _SK.items():
-            if re.fullmatch(pattern, module):
-                module = re.sub(pattern, ours, module)
-                break
-        linear = kind == "weight" and module.endswith((".reduce", ".expand"))
-        renamed[f"{module}.{kind}"] = tensor.flatten(1) if linear else tensor
-    return renamed
 
 
 _SEPARABLE = {"conv_dw": "conv1", "bn1": "bn1", "conv_pw": "conv2", "bn2": "bn2"}

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-
-from torch import Tensor
 
 from excite.networks.catalog import CATALOG
 from excite.networks.tables import MobileNetV2Table
@@ -14,15 +11,12 @@ from excite.weights.base import Content, Converted
 
 def torchvision_layout(content: Content) -> Converted | None:
     """MobileNet V2 and ShuffleNet V2 as in torchvision's state dicts."""
-    if "features.18.1.weight" in content.tensors:
-        return Converted("torchvision MobileNet V2", _renamed(content.tensors, _mobilenet_name))
-    if "stage2.0.branch1.0.weight" in content.tensors:
-        return Converted("torchvision ShuffleNet V2", _renamed(content.tensors, _shufflenet_name))
+    tensors = content.tensors
+    if "features.18.1.weight" in tensors:
+        return Converted("torchvision MobileNet V2", {_mobilenet_name(key): t for key, t in tensors.items()})
+    if "stage2.0.branch1.0.weight" in tensors:
+        return Converted("torchvision ShuffleNet V2", {_shufflenet_name(key): t for key, t in tensors.items()})
     return None
-
-
-def _renamed(tensors: dict[str, Tensor], name: Callable[[str], str]) -> dict[str, Tensor]:
-    return {name(key): tensor for key, tensor in tensors.items()}
 
 
 def _mobilenet_blocks() -> list[str]:
