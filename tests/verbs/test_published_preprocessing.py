@@ -277,6 +277,7 @@ def test_as_many_classes_as_outputs_are_taken_in_sorted_order(tmp_path) -> None:
         (["tench", "CARDIGAN"], "'CARDIGAN' .* may be .*'Cardigan' .* or 'cardigan'"),
         (["tench", "n01440764"], "are the same class"),
         (["tench", "1000"], "'1000' .* none of the 1000"),
+        (["0", "1", "2"], "only numbers, 3 of them, and the network has 1000"),
     ],
 )
 def test_classes_that_cannot_be_told_are_named(files, tmp_path, folders, sentence) -> None:

@@ -250,6 +250,12 @@ def _onto_outputs(split: Split, images: ImageData, opened: Opened, device: str) 
         )
     if outputs == len(given) and sum(bool(_places(name, known)) for name in given) < outputs / 2:
         return split, given  # other classes, or names of another kind: in sorted order, as in training
+    if len(given) != outputs and all(name.isdecimal() and name not in known for name in given):
+        # Counted from nought, as the digits 0 to 9 are too: alone they do not say that they count these outputs.
+        raise UsageError(
+            f"The classes of {images.name} are only numbers, {len(given)} of them, and the network has {outputs} "
+            "outputs: name the folders like the network's classes, or by their WordNet ids."
+        )
     at = [_place(name, known, images.name) for name in given]
     if len(set(at)) < len(at):
         first = next(number for number in at if at.count(number) > 1)
