@@ -78,6 +78,80 @@ ACTIVATIONS: Parts = {
 }
 
 
+class Scaled(nn.Module):
+    """A gate and a factor on it: factor · gate(logits).
+
+    With the factor 1 it is the gate. With 1 / gate(0), which is 2 for a sigmoid, logits of 0 leave a map as it is
+    and their gradients are not 0: so a unit can go into a network that works already and learn from there.
+
+    Args:
+        gate: "sigmoid", "hard_sigmoid" or "tanh", or a module that answers to each logit alone.
+
+    The submodule is `function` (the gate). The buffer `factor`, a tensor without dimensions, is stored with the
+    network.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+
+    factor: Tensor
+
+    def __init__(self, gate: str | nn.Module = "sigmoid") -> None:
+        super().__init__()
+        self.function = make_part(gate, GATES, "gate")
+        self.register_buffer("factor", torch.tensor(1.0, dtype=torch.float32))
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """Returns factor · gate(logits), of the shape of `logits`."""
+        return self.function(logits) * self.factor
+
+    @torch.no_grad()
+    def start_at_one(self) -> None:
+        """Sets the factor so that logits of 0 give 1.
+
+        Raises:
+            ValueError: the gate gives 0 there, as tanh does, or nothing finite.
+        """
+        if self.factor.is_meta:  # a network without contents has no number to set
+            return
+        at_zero = self.function(torch.zeros_like(self.factor).view(1, 1)).item()
+        if at_zero == 0 or not math.isfinite(at_zero):
+            raise ValueError(
+                f"no factor makes this gate start at 1, for at 0 it is {at_zero}: choose one that is neither 0 nor "
+                "infinite there, such as sigmoid or hard_sigmoid"
+            )
+        self.factor.fill_(1 / at_zero)
+
+
+def start_at_one(gate: nn.Module) -> None:
+    """Sets the factor of a unit's gate, for `start_as_identity`; raises ValueError if the gate has none."""
+    if not isinstance(gate, Scaled):
+        raise ValueError(
+            f"only a unit with a Scaled gate can start as the identity, and this gate is {type(gate).__name__}: "
+            'build the unit with gate=Scaled("sigmoid")'
+        )
+    gate.start_at_one()
+
+
+# The two below look at shapes. A unit that uses them wraps them for `torch.fx`: each is one node to a tracer.
+
+
+def check_map(u: Tensor, channels: int) -> None:
+    """Raises ValueError unless `u` is a feature map (N, channels, *)."""
+    if u.dim() < 3 or u.shape[1] != channels:
+        raise ValueError(
+            f"this unit takes feature maps of shape (N, {channels}, …), at least one dimension after the channels, "
+            f"but got {tuple(u.shape)}: build it with the map's number of channels"
+        )
+
+
+def scale_channels(u: Tensor, s: Tensor, shortcut: Tensor | None) -> Tensor:
+    """Returns s · u (+ shortcut) for a map u (N, C, *) and one number per channel, s (N, C)."""
+    # Under autocast the layers before the gate may have answered in another precision than the map's.
+    s = s.to(u.dtype).view(s.shape + (1,) * (u.dim() - 2))
+    return u * s if shortcut is None else torch.addcmul(shortcut, u, s)
+
+
 def make_part(choice: str | nn.Module, known: Parts, what: str) -> nn.Module:
     """Returns the part that `choice` names in `known`, or `choice` itself if it is a module already."""
     if isinstance(choice, nn.Module):
@@ -92,3 +166,9 @@ def check_positive(**values: int) -> None:
     for name, value in values.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+
+
+def check_odd(kernel: int) -> None:
+    """Raises ValueError for an even kernel."""
+    if kernel % 2 == 0:
+        raise ValueError(f"the kernel must be odd, so that its window has a centre, got {kernel}")

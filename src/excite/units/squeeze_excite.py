@@ -6,7 +6,7 @@ Paper: Hu, Shen, Albanie, Sun, Wu, "Squeeze-and-Excitation Networks", arXiv 1709
 import torch
 from torch import Tensor, nn
 
-from .parts import ACTIVATIONS, GATES, SQUEEZES, check_positive, make_part
+from .parts import ACTIVATIONS, GATES, SQUEEZES, check_map, check_positive, make_part, scale_channels, start_at_one
 
 
 class SqueezeExcite(nn.Module):
@@ -20,7 +20,7 @@ class SqueezeExcite(nn.Module):
 
     It takes feature maps of any number of dimensions: (N, C, L), (N, C, H, W), (N, C, D, H, W) and so on. W₁ and W₂
     are linear layers with biases; they keep PyTorch's default initialisation, with which s starts near 1/2 under a
-    sigmoid. For a unit that starts as the identity, pass another gate, such as 2·sigmoid, and zero `expand`.
+    sigmoid. A unit with the gate `Scaled("sigmoid")` can start as the identity instead: see `start_as_identity`.
 
     Args:
         channels: C, the channels of the feature map.
@@ -66,34 +66,28 @@ class SqueezeExcite(nn.Module):
             u: the feature map, (N, C, *), with at least one dimension after the channels.
             shortcut: what a residual block adds, of the shape of `u`.
         """
-        _check_map(u, self.reduce.in_features)
+        check_map(u, self.reduce.in_features)
         z = self.squeeze(u)
         logits = self.expand(self.activation(self.reduce(z)))
         s = self.gate(_add_descriptors(logits))
-        return _scale(u, s, shortcut)
+        return scale_channels(u, s, shortcut)
 
+    def start_as_identity(self) -> None:
+        """Makes the unit one that leaves its map as it is and can learn: `expand` all zero, s = 1.
 
-# The three steps below look at shapes. Each is one node to `torch.fx`, so that a network with this unit traces.
-
-
-def _check_map(u: Tensor, channels: int) -> None:
-    if u.dim() < 3 or u.shape[1] != channels:
-        raise ValueError(
-            f"this unit takes feature maps of shape (N, {channels}, …), at least one dimension after the channels, "
-            f"but got {tuple(u.shape)}: build it with the map's number of channels"
-        )
+        Raises:
+            ValueError: the gate is not :class:`~excite.units.parts.Scaled`, or 0 at 0.
+        """
+        start_at_one(self.gate)
+        nn.init.zeros_(self.expand.weight)
+        nn.init.zeros_(self.expand.bias)
 
 
 def _add_descriptors(logits: Tensor) -> Tensor:
     return logits.sum(0) if logits.dim() == 3 else logits
 
 
-def _scale(u: Tensor, s: Tensor, shortcut: Tensor | None) -> Tensor:
-    # Under autocast the linear layers may have answered in another precision than the map's.
-    s = s.to(u.dtype).view(s.shape + (1,) * (u.dim() - 2))
-    return u * s if shortcut is None else torch.addcmul(shortcut, u, s)
-
-
-torch.fx.wrap("_check_map")
+# They look at shapes. Each is one node to a tracer, so that a network with this unit traces.
+torch.fx.wrap("check_map")
 torch.fx.wrap("_add_descriptors")
-torch.fx.wrap("_scale")
+torch.fx.wrap("scale_channels")
