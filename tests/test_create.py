@@ -7,10 +7,15 @@ import torch
 import torchvision
 from torch import nn
 
-from excite.create import create, networks, register_network, register_unit, units
+import excite
+from excite.create import create, networks, register_network
 from excite.errors import UsageError
 from excite.networks.catalog import CATALOG
 from excite.spec import parse_spec
+from excite.surgery import units as unit_registry
+from excite.surgery.hooks import attached_units
+from excite.surgery.units import register_unit, units
+from excite.units.added_kernels import AddedKernels
 from excite.units.selective_kernel import SelectiveKernel
 from excite.units.squeeze_excite import SqueezeExcite
 
@@ -20,7 +25,7 @@ registry = import_module("excite.create")  # `excite.create`, the attribute, is 
 @pytest.fixture(autouse=True)
 def _own_registrations(monkeypatch):
     """What a test registers is forgotten after it."""
-    monkeypatch.setattr(registry, "_units", dict(registry._units))
+    monkeypatch.setattr(unit_registry, "_UNITS", dict(unit_registry._UNITS))
     monkeypatch.setattr(registry, "_registered_networks", {})
 
 
@@ -42,7 +47,7 @@ def test_takes_a_parsed_spec():
 def test_networks_lists_what_create_builds():
     assert networks()[:2] == ["resnet18", "resnet34"]
     assert len(networks()) == len(set(networks())) == len(CATALOG)
-    assert units() == ["se", "sk"]
+    assert units() == ["se", "sk", "eca", "cbam"]
 
 
 # --- units -----------------------------------------------------------------------------------------------------
@@ -147,7 +152,7 @@ def test_paper_names_are_the_papers_networks():
         ("resnet21", "unknown network 'resnet21'; did you mean .*'resnet20'"),
         ("zzzzzz", "unknown network 'zzzzzz'"),
         ("resnet20+sse", "unknown unit 'sse'; did you mean 'se'"),
-        ("resnet20+cbam", "unknown unit 'cbam'; there are se, sk"),
+        ("resnet20+bam", "unknown unit 'bam'; did you mean 'cbam'"),
         ("resnet20:widht=2", "unknown argument 'widht' of the network resnet20; did you mean 'width'"),
         ("resnet20:stride_in=1x1", "stride_in is for bottlenecks"),
         ("resnet20:pool=ceil", "pool is for networks that pool in the stem"),
@@ -180,8 +185,18 @@ def test_paper_names_are_the_papers_networks():
         ("torchvision:fcn_resnet50", "unknown torchvision network"),  # segments, does not classify
         ("timm:resnet51", "unknown timm network 'resnet51'; did you mean"),
         ("timm:resnet18.no_such_tag", "timm cannot build resnet18.no_such_tag"),
-        ("torchvision:resnet50+se", "units cannot be added to networks of torchvision yet"),
-        ("timm:resnet18+sk", "units cannot be added to networks of timm yet"),
+        ("torchvision:resnet18+bam", "unknown unit 'bam'; did you mean 'cbam'"),
+        (
+            "torchvision:resnet18+se:redction=2",
+            "unknown argument 'redction' of the unit se; did you mean 'reduction'",
+        ),
+        ("torchvision:resnet18+se:stages=5", "stages=5: .* within 1-4"),
+        ("torchvision:resnet18+se:init=zero", "init is identity or paper, not 'zero'"),
+        ("torchvision:resnet18+se:gate=tanh,init=identity", "Cannot attach to layer1.0.bn2: .*start at 1"),
+        ("torchvision:resnet18+sk:where=after", "a kernel unit stands around convolutions"),
+        ("torchvision:resnet18+se:where=layer9", "modules whose name ends in 'layer9'.*candidates.*conv1"),
+        ("torchvision:vgg11+se:where=before", "it has no residual branches"),
+        ("timm:vit_tiny_patch16_224+se", "Nothing attached to VisionTransformer"),
         ("torchvision:resnet18:depth=3", "torchvision cannot build resnet18 with these arguments"),
         ("timm:resnet18:pretrained=true", "pretrained cannot be given in a spec"),
     ],
@@ -245,8 +260,6 @@ def test_register_network():
     assert isinstance(network[3], nn.SiLU)
     with pytest.raises(UsageError, match="bias=perhaps: expected true or false"):
         create("tiny:bias=perhaps")
-    with pytest.raises(UsageError, match="units cannot be added to 'tiny'"):
-        create("tiny+se")
 
 
 @pytest.mark.parametrize("name", ["resnet20", "a b", "", "x:y", "x+y", "../x"])
@@ -291,3 +304,116 @@ def test_register_unit_for_the_convolution():
         register_unit("se", depthwise)
     with pytest.raises(UsageError, match="branch or convolution"):
         register_unit("other", depthwise, place="stem")
+
+
+# --- units that are attached -----------------------------------------------------------------------------------
+
+
+def names(network):
+    return [name for name, _ in attached_units(network)]
+
+
+@pytest.mark.parametrize(
+    ("spec", "first", "count"),
+    [
+        ("torchvision:resnet18+se", "layer1.0.bn2.se", 8),
+        ("torchvision:resnet18+se:stages=1-3,reduction=8", "layer1.0.bn2.se", 6),
+        ("torchvision:resnet18+se:where=after", "layer1.0.se", 8),
+        ("torchvision:resnet18+se:where=before", "layer1.0.conv1.se", 8),
+        ("torchvision:resnet18+eca:where=layer1.0.conv2", "layer1.0.conv2.eca", 1),
+        ("timm:resnet18+sk", "layer1.0.conv2.sk", 8),
+        ("resnet20+se:where=branch", "layer1.0.act2.se", 9),
+        ("resnet20+sk:init=identity", "layer1.0.conv2.sk", 9),
+        ("resnet20+se:where=identity", "layer1.0.downsample.se", 9),
+    ],
+)
+def test_units_that_are_attached(spec, first, count):
+    network = create(spec, num_classes=6)
+    assert names(network)[0] == first
+    assert len(names(network)) == count
+    assert network.spec == spec
+    assert network(torch.randn(2, 3, 64, 64)).shape == (2, 6)
+
+
+def test_two_units_in_one_network():
+    network = create("torchvision:resnet18+se+sk", num_classes=6)
+    assert {name.rsplit(".", 1)[1] for name in names(network)} == {"se", "sk"}
+    both = create("resnet20+se+sk:init=identity", num_classes=6)
+    assert len(found(both, SqueezeExcite)) == len(found(both, AddedKernels)) == 9
+
+
+def test_units_in_a_registered_network():
+    class Plain(nn.Module):
+        def __init__(self, num_classes, in_channels):
+            super().__init__()
+            self.first = nn.Conv2d(in_channels, 8, 3, 2, 1)
+            self.second = nn.Conv2d(8, 8, 3, padding=1)
+            self.head = nn.Linear(8, num_classes)
+
+        def forward(self, x):
+            x = self.first(x).relu()
+            return self.head((x + self.second(x)).mean((2, 3)))
+
+    register_network("plain", Plain)
+    assert names(create("plain+cbam", num_classes=3)) == ["second.cbam"]
+
+
+def test_without_weights_attached_units_are_drawn_and_with_weights_they_start_as_the_identity(tmp_path):
+    torch.manual_seed(0)
+    host = create("torchvision:resnet18", num_classes=6).eval()
+    file = tmp_path / "host.pth"
+    torch.save(host.state_dict(), file)
+    images = torch.randn(2, 3, 64, 64)
+    network = create("torchvision:resnet18+se", num_classes=6, weights=file).eval()
+    assert torch.equal(network(images), host(images))
+    assert network.spec == "torchvision:resnet18+se:init=identity"
+    assert network.origin.fresh == {name for name, _ in network.named_parameters() if ".se." in name}
+    drawn = create("torchvision:resnet18+se:init=paper", num_classes=6, weights=file).eval()
+    assert not torch.allclose(drawn(images), host(images), rtol=0.01)
+    assert drawn.spec == "torchvision:resnet18+se:init=paper"
+    assert torch.equal(drawn.layer1[0].conv1.weight, host.layer1[0].conv1.weight)
+
+
+def test_a_file_of_the_whole_network_fills_the_units_too(tmp_path):
+    network = create("torchvision:resnet18+se:init=identity", num_classes=6).eval()
+    for name, parameter in network.named_parameters():
+        if ".se." in name:
+            nn.init.normal_(parameter)
+    file = tmp_path / "whole.pth"
+    torch.save(network.state_dict(), file)
+    again = create("torchvision:resnet18+se", num_classes=6, weights=file).eval()
+    images = torch.randn(2, 3, 64, 64)
+    assert torch.equal(again(images), network(images))
+    assert again.origin.fresh == frozenset()
+
+
+def test_weights_of_the_host_of_an_own_network_have_its_units_attached(tmp_path):
+    torch.manual_seed(0)
+    host = create("resnet20", num_classes=6).eval()
+    file = tmp_path / "host.pth"
+    torch.save(host.state_dict(), file)
+    images = torch.randn(2, 3, 32, 32)
+    for unit in ("se", "sk"):
+        network = create(f"resnet20+{unit}", num_classes=6, weights=file).eval()
+        assert network.spec == f"resnet20+{unit}:init=identity"
+        assert torch.equal(network(images), host(images))
+    built_in = create("resnet20+se", num_classes=6)
+    torch.save(built_in.state_dict(), file)
+    network = create("resnet20+se", num_classes=6, weights=file)
+    assert network.spec == "resnet20+se"
+    assert not names(network)
+
+
+def test_the_hosts_weights_load_after_attaching_too(tmp_path):
+    host = create("torchvision:resnet18", num_classes=6).eval()
+    file = tmp_path / "host.pth"
+    torch.save(host.state_dict(), file)
+    network = create("torchvision:resnet18+se:init=identity", num_classes=6).eval()
+    origin = excite.load_weights(network, file)
+    images = torch.randn(2, 3, 64, 64)
+    assert torch.equal(network(images), host(images))
+    assert all(".se." in name for name in origin.fresh)
+    cut = {name: tensor for name, tensor in network.state_dict().items() if name != "layer1.0.bn2.se.reduce.weight"}
+    torch.save(cut, file)
+    with pytest.raises(UsageError, match=r"1 missing: layer1\.0\.bn2\.se\.reduce\.weight"):
+        excite.load_weights(network, file)

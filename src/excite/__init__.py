@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from excite.create import create as create
     from excite.create import networks as networks
     from excite.create import register_network as register_network
-    from excite.create import register_unit as register_unit
+    from excite.surgery.attach import attach as attach
+    from excite.surgery.attach import detach as detach
+    from excite.surgery.units import register_unit as register_unit
     from excite.training.fit import fit as fit
     from excite.units.selective_kernel import SelectiveKernel as SelectiveKernel
     from excite.units.squeeze_excite import SqueezeExcite as SqueezeExcite
@@ -30,16 +32,18 @@ if TYPE_CHECKING:
 _PUBLIC = {
     "SelectiveKernel": "excite.units.selective_kernel",
     "SqueezeExcite": "excite.units.squeeze_excite",
+    "attach": "excite.surgery.attach",
     "compare": "excite.verbs.compare",
     "cost": "excite.cost",
     "create": "excite.create",
+    "detach": "excite.surgery.attach",
     "evaluate": "excite.verbs.evaluate",
     "fit": "excite.training.fit",
     "load_weights": "excite.weights.load",
     "networks": "excite.create",
     "predict": "excite.verbs.predict",
     "register_network": "excite.create",
-    "register_unit": "excite.create",
+    "register_unit": "excite.surgery.units",
     "train": "excite.verbs.train",
 }
 

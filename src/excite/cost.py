@@ -48,13 +48,21 @@ def cost(module: nn.Module, input_shape: Sequence[int]) -> Cost:
         raise UsageError(f"{type(module).__name__} makes its parameters when it first runs: run it once, then ask.")
     parameters = sum(parameter.numel() for parameter in module.parameters())
     try:
-        macs = _macs(_hollow_copy(module).eval(), shape, torch.device("meta"))
+        macs = _macs(hollow_copy(module).eval(), shape, torch.device("meta"))
     except Exception:  # whatever a foreign forward may raise on meta tensors; the real run says what is wrong
         macs = _macs_for_real(module, shape)
     return Cost(parameters, macs)
 
 
-def _hollow_copy(module: nn.Module) -> nn.Module:
+def macs_of(module: nn.Module, *shapes: Sequence[int]) -> int:
+    """The multiply–adds of one call of a module with tensors of these shapes, batch included; as :func:`cost`."""
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        hollow_copy(module).eval()(*(torch.empty(*shape, device="meta") for shape in shapes))
+    return int(counter.get_total_flops()) // 2
+
+
+def hollow_copy(module: nn.Module) -> nn.Module:
     """The same modules with meta tensors for parameters and buffers: takes no memory worth speaking of."""
     hollow: dict[int, Tensor] = {}
     for parameter in module.parameters():

@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-import inspect
 import re
-import typing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import PlainValidator, TypeAdapter, ValidationError
+import torch
 from torch import nn
 
-from excite.errors import UsageError, nearest
+from excite.arguments import known, typed
+from excite.errors import UsageError
 from excite.networks.catalog import CATALOG, Entry
 from excite.networks.families import FAMILIES
 from excite.networks.site import Site, plain_convolution, plain_join
-from excite.spec import Arguments, Spec, UnitSpec, parse_spec
-from excite.units.selective_kernel import SelectiveKernel
-from excite.units.squeeze_excite import SqueezeExcite
+from excite.spec import Spec, UnitSpec, parse_spec
+from excite.surgery.attach import attach
+from excite.surgery.units import EVERY_UNITS, arguments_of, check_name, unit
 from excite.weights.fetch import resolve
-from excite.weights.load import put, read_weights
+from excite.weights.load import Weights, put, read_weights
 
-# A place in a block where a unit goes: at the end of the branch, where it also adds the shortcut if there is one, or
-# instead of the 3×3 convolution with its batch norm and activation.
-Place = Literal["branch", "convolution"]
 NetworkFactory = Callable[..., nn.Module]  # (num_classes, in_channels, *, arguments of the spec) -> network
-UnitFactory = Callable[..., nn.Module]  # (site, *, arguments of the spec) -> unit
+Builder = Callable[[Spec, int, int], nn.Module]
 
 
 def create(
@@ -45,10 +42,15 @@ def create(
         weights: ``imagenet`` (fetched from where it is published, or another tag of :func:`excite.weights.published
             .tags`), or the path of a file, see :func:`excite.weights.load.load_weights`.
 
+    Units are built into excite's own networks as their papers have them. Those of other people's networks, and those
+    that are given ``where=`` or ``init=``, are attached (:func:`excite.attach`): to a network without weights with
+    ``init=paper``, to one with weights with ``init=identity``, unless the spec says otherwise. Weights may be those
+    of the host alone; the units of an own network are then attached, too.
+
     Returns:
-        The network in training mode: images (N, in_channels, H, W) → logits (N, num_classes). Where weights were
-        loaded, its attribute ``origin`` says which, and what images they expect
-        (:class:`excite.weights.base.Origin`).
+        The network in training mode: images (N, in_channels, H, W) → logits (N, num_classes). Its attribute ``spec``
+        is the spec that builds it without the weights. Where weights were loaded, ``origin`` says which, and what
+        images they expect (:class:`excite.weights.base.Origin`).
 
     Raises:
         UsageError: the spec, an argument or the weights do not fit; the message says which and what would.
@@ -60,27 +62,59 @@ def create(
     _check_count("in_channels", in_channels)
     with _about(spec):
         build = _source(spec)
-    if weights is None:
-        with _about(spec):
-            return build(spec, num_classes or 1000, in_channels)
+        if weights is None:
+            return _built(build, spec, num_classes or 1000, in_channels)
     path, published = resolve(spec, weights)
     read = read_weights(path)
+    outputs = num_classes or read.outputs or 1000
     with _about(spec):
-        network = build(spec, num_classes or read.outputs or 1000, in_channels)
+        spec = _with_weights(spec, read, partial(_built, build, num_classes=outputs, in_channels=in_channels))
+        network = _built(build, spec, outputs, in_channels)
     preprocessing = published.preprocessing if published else None
     origin = put(network, read, replace_head=num_classes is not None, preprocessing=preprocessing)
     network.origin = origin  # type: ignore[assignment]
     return network
 
 
+def _built(build: Builder, spec: Spec, num_classes: int, in_channels: int) -> nn.Module:
+    """The network of a spec: built, then with units attached."""
+    attached = [given for given in spec.units if _is_attached(spec, given)]
+    inside = tuple(given for given in spec.units if given not in attached)
+    network = build(replace(spec, units=inside), num_classes, in_channels)
+    for given in attached:
+        wanted = dict(given.arguments)
+        how: dict[str, Any] = {key: wanted.pop(key) for key in EVERY_UNITS if key in wanted}
+        attach(network, UnitSpec(given.name, tuple(wanted.items())), **{"init": "paper", **how})
+    network.spec = str(spec)  # type: ignore[assignment]
+    return network
+
+
+def _is_attached(spec: Spec, given: UnitSpec) -> bool:
+    """Whether a unit is put into the finished network, rather than built in."""
+    return (
+        spec.source is not None or spec.name not in CATALOG or not {"where", "init"}.isdisjoint(dict(given.arguments))
+    )
+
+
+def _with_weights(spec: Spec, weights: Weights, build: Callable[[Spec], nn.Module]) -> Spec:
+    """The spec with every unit's ``init`` said, where these weights are of the host alone or the unit is attached."""
+    inside = tuple(given for given in spec.units if not _is_attached(spec, given))
+    names = weights.tensors.keys() | (weights.converted.tensors.keys() if weights.converted else set())
+    if inside:
+        with torch.device("meta"):
+            host = build(replace(spec, units=())).state_dict().keys()
+            own = build(replace(spec, units=inside)).state_dict().keys() - host
+        of_host = own.isdisjoint(names)
+    units = []
+    for given in spec.units:
+        settled = "init" in dict(given.arguments) or (given in inside and not of_host)
+        units.append(given if settled else replace(given, arguments=(*given.arguments, ("init", "identity"))))
+    return replace(spec, units=tuple(units))
+
+
 def networks() -> list[str]:
     """The names that :func:`create` knows without a source: the catalogue's, then the registered ones."""
     return [*CATALOG, *_registered_networks]
-
-
-def units() -> list[str]:
-    """The names of the units that a spec can add."""
-    return list(_units)
 
 
 def register_network(name: str, factory: NetworkFactory) -> None:
@@ -94,30 +128,8 @@ def register_network(name: str, factory: NetworkFactory) -> None:
     """
     if name in CATALOG:
         raise UsageError(f"The name {name!r} belongs to a network of excite's own; choose another.")
-    _check_name(name)
+    check_name(name)
     _registered_networks[name] = factory
-
-
-def register_unit(name: str, factory: UnitFactory, place: Place = "branch") -> None:
-    """Give a unit of your own a name for specs.
-
-    Args:
-        name: letters, digits and ``_ . -``. A name registered before is replaced, one of excite's is refused.
-        factory: ``factory(site, *, …)`` → module, called once per block with a
-            :class:`~excite.networks.site.Site`. Keyword-only parameters as for :func:`register_network`;
-            ``stages`` is every unit's and handled for it.
-        place: ``branch``: the module ends the branch of a block, ``forward(u, shortcut)`` → (rescaled u) + shortcut,
-            or where ``site.residual`` is false ``forward(u)`` → rescaled u. ``convolution``: it stands for the 3×3
-            convolution, batch norm and activation, ``forward(x)``. Where ``site.activation`` is ``identity``, the
-            shortcut may be added to its output in place, so the output must not be one that its last step needs for
-            the backward pass (a sigmoid's, a ReLU's).
-    """
-    if name in ("se", "sk"):
-        raise UsageError(f"The name {name!r} belongs to a unit of excite's own; choose another.")
-    _check_name(name)
-    if place not in typing.get_args(Place):
-        raise UsageError(f"A unit's place is branch or convolution, not {place!r}.")
-    _units[name] = (factory, place)
 
 
 def _check_count(name: str, value: Any) -> None:
@@ -125,34 +137,27 @@ def _check_count(name: str, value: Any) -> None:
         raise UsageError(f"{name} must be a whole number of at least 1, not {value!r}.")
 
 
-def _check_name(name: str) -> None:
-    if parse_spec(name) != Spec(name):
-        raise UsageError(f"{name!r} cannot be a name: use letters, digits and _ . - only.")
-
-
-def _source(spec: Spec) -> Callable[[Spec, int, int], nn.Module]:
+def _source(spec: Spec) -> Builder:
     if spec.source in networks():
         raise UsageError(f"{spec.source} is a network and not a source; its arguments are written key=value.")
-    return _SOURCES[_known(spec.source, list(_SOURCES), "source")]
+    return _SOURCES[known(spec.source, list(_SOURCES), "source")]
 
 
 # --- excite's own networks -------------------------------------------------------------------------------------
 
 
 def _own(spec: Spec, num_classes: int, in_channels: int) -> nn.Module:
-    name = _known(spec.name, networks(), "network")
+    name = known(spec.name, networks(), "network")
     if name in CATALOG:
         return _from_catalog(CATALOG[name], spec, num_classes, in_channels)
-    if spec.units:
-        raise UsageError(f"units cannot be added to {name!r} by a spec yet, only to excite's own networks.")
     factory = _registered_networks[name]
-    return factory(num_classes, in_channels, **_typed(factory, spec.arguments, f"the network {name}"))
+    return factory(num_classes, in_channels, **typed(factory, spec.arguments, f"the network {name}"))
 
 
 def _from_catalog(entry: Entry, spec: Spec, num_classes: int, in_channels: int) -> nn.Module:
     family = FAMILIES[type(entry.table)]
-    table = family.adjusted(entry.table, **_typed(family.adjusted, spec.arguments, f"the network {entry.name}"))
-    given = [unit for text in entry.units for unit in parse_spec(f"{entry.name}+{text}").units]
+    table = family.adjusted(entry.table, **typed(family.adjusted, spec.arguments, f"the network {entry.name}"))
+    given = [item for text in entry.units for item in parse_spec(f"{entry.name}+{text}").units]
     chosen = _units_by_stage([*given, *spec.units], stages=table.stages)
 
     def convolution(site: Site) -> tuple[nn.Module, nn.Module, nn.Module]:
@@ -170,15 +175,16 @@ def _from_catalog(entry: Entry, spec: Spec, num_classes: int, in_channels: int) 
 def _units_by_stage(unit_specs: list[UnitSpec], stages: int) -> dict[str, dict[int, Callable[[Site], nn.Module]]]:
     """For each place, which stage gets which unit."""
     chosen: dict[str, dict[int, Callable[[Site], nn.Module]]] = {"branch": {}, "convolution": {}}
-    for unit in unit_specs:
-        factory, place = _units[_known(unit.name, units(), "unit")]
-        wanted = dict(unit.arguments)
-        first, last = _stages(wanted.pop("stages", f"1-{stages}"), stages)
-        arguments = _typed(factory, tuple(wanted.items()), f"the unit {unit.name}", also=("stages",))
+    for given in unit_specs:
+        kind = unit(given.name)
+        first, last = _stages(dict(given.arguments).get("stages", f"1-{stages}"), stages)
+        arguments = arguments_of(given, kind.factory)
         for stage in range(first, last + 1):
-            if stage in chosen[place]:
-                raise UsageError(f"stage {stage} was given two units for its {place} (the second is {unit}).")
-            chosen[place][stage] = partial(factory, **arguments)
+            if stage in chosen[kind.location]:
+                raise UsageError(
+                    f"stage {stage} was given two units for its {kind.location} (the second is {given})."
+                )
+            chosen[kind.location][stage] = partial(kind.factory, **arguments)
     return chosen
 
 
@@ -190,71 +196,13 @@ def _stages(text: str, count: int) -> tuple[int, int]:
     return first, last
 
 
-# --- excite's own units ----------------------------------------------------------------------------------------
-
-
-def _branches(text: str) -> tuple[tuple[int, int], ...]:
-    """``3-3d2`` → ((3, 1), (3, 2)): kernels, each with an optional dilation."""
-    matches = [re.fullmatch(r"(\d+)(?:d(\d+))?", branch) for branch in text.split("-")]
-    if not all(matches):
-        raise ValueError("kernels with an optional dilation, such as 3-3d2 or 3-5-7")
-    return tuple((int(match[1]), int(match[2] or 1)) for match in matches if match)
-
-
-Branches = Annotated[tuple[tuple[int, int], ...], PlainValidator(_branches)]
-
-
-def _squeeze_excite(
-    site: Site,
-    *,
-    reduction: int = 16,
-    min_width: int = 4,
-    squeeze: Literal["mean", "max", "both"] = "mean",
-    gate: Literal["sigmoid", "hard_sigmoid", "tanh"] = "sigmoid",
-    activation: Literal["relu", "silu", "gelu", "hard_swish", "identity"] = "relu",
-) -> nn.Module:
-    # Hu et al. have no least width, nor need one: their maps have 64 channels and more. On 16 channels r = 16 would
-    # leave one hidden unit, which can only turn all channels up or down together.
-    return SqueezeExcite(
-        site.out_channels, reduction, min_width=min_width, squeeze=squeeze, gate=gate, activation=activation
-    )
-
-
-def _selective_kernel(
-    site: Site,
-    *,
-    branches: Branches = ((3, 1), (3, 2)),
-    groups: int | None = None,
-    reduction: int = 16,
-    min_width: int | None = None,
-) -> nn.Module:
-    # Li et al.'s least width L = 32 is a quarter of the channels at most in their networks (128 and up). On the
-    # 16 to 64 channels of a CIFAR ResNet it would be no bottleneck at all; 8 is half of them to an eighth.
-    if min_width is None:
-        min_width = 8 if _small(site) and site.out_channels < 128 else 32
-    return SelectiveKernel(
-        site.in_channels,
-        site.out_channels,
-        site.stride,
-        branches,
-        groups or site.groups,
-        reduction,
-        min_width,
-        activation=site.activation,
-    )
-
-
-def _small(site: Site) -> bool:
-    return site.input_size <= 64
-
-
 # --- other people's networks -----------------------------------------------------------------------------------
 
 
 def _torchvision(spec: Spec, num_classes: int, in_channels: int) -> nn.Module:
     import torchvision
 
-    name = _known(spec.name, torchvision.models.list_models(module=torchvision.models), "torchvision network")
+    name = known(spec.name, torchvision.models.list_models(module=torchvision.models), "torchvision network")
     if in_channels != 3:
         raise UsageError(f"torchvision's networks take images of 3 channels, not {in_channels}.")
     return _foreign(spec, torchvision.models.get_model, name, weights=None, num_classes=num_classes)
@@ -266,16 +214,11 @@ def _timm(spec: Spec, num_classes: int, in_channels: int) -> nn.Module:
     except ImportError as error:
         raise UsageError("timm is not installed; pip install 'excite[timm]' brings it.") from error
 
-    _known(spec.name.partition(".")[0], timm.list_models(), "timm network")
+    known(spec.name.partition(".")[0], timm.list_models(), "timm network")
     return _foreign(spec, timm.create_model, spec.name, num_classes=num_classes, in_chans=in_channels)
 
 
 def _foreign(spec: Spec, builder: Callable[..., nn.Module], name: str, **ours: Any) -> nn.Module:
-    if spec.units:
-        raise UsageError(
-            f"units cannot be added to networks of {spec.source} yet: build {spec.source}:{spec.name} without, "
-            "or one of excite's own networks with."
-        )
     given = {key: _guessed(value) for key, value in spec.arguments}
     if clash := sorted(given.keys() & (ours.keys() | {"pretrained", "weights", "checkpoint_path"})):
         raise UsageError(f"{', '.join(clash)} cannot be given in a spec: create sets it.")
@@ -297,48 +240,6 @@ def _guessed(text: str) -> bool | int | float | str:
     return text
 
 
-# --- names and arguments ---------------------------------------------------------------------------------------
-
-
-def _known(word: Any, known: list[Any], what: str) -> Any:
-    if word in known:
-        return word
-    names = [name for name in known if name]
-    hint = nearest(word, names) or (f"there are {', '.join(names)}." if len(names) < 30 else "")
-    raise UsageError(f"unknown {what} {word!r}" + (f"; {hint}" if hint else "."))
-
-
-def _typed(factory: Callable[..., Any], given: Arguments, what: str, also: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The arguments of a spec as the values that the factory's keyword-only parameters are annotated with."""
-    hints = typing.get_type_hints(factory, include_extras=True)
-    parameters = inspect.signature(factory).parameters.values()
-    known = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
-    for key, _ in given:
-        if key not in known:
-            there = ", ".join([*known, *also]) or "none"
-            hint = nearest(key, [*known, *also])
-            raise UsageError(f"unknown argument {key!r} of {what}; " + (hint or f"its arguments are {there}."))
-    return {key: _value(key, text, hints.get(key, str)) for key, text in given}
-
-
-def _value(key: str, text: str, annotation: Any) -> Any:
-    try:
-        return TypeAdapter(annotation).validate_strings(text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        expected = str(first["ctx"]["error"]) if first["type"] == "value_error" else _expected(annotation)
-        raise UsageError(f"{key}={text}: expected {expected}.") from None
-
-
-def _expected(annotation: Any) -> str:
-    """An annotation in words."""
-    if typing.get_origin(annotation) is Literal:
-        return "one of " + ", ".join(map(str, typing.get_args(annotation)))
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    choices = [_expected(choice) for choice in typing.get_args(annotation) if choice is not type(None)]
-    return words.get(annotation) or " or ".join(choices) or str(annotation)
-
-
 @contextmanager
 def _about(spec: Spec) -> Iterator[None]:
     """Every refusal on the way names the spec it is about."""
@@ -350,10 +251,6 @@ def _about(spec: Spec) -> Iterator[None]:
 
 
 _registered_networks: dict[str, NetworkFactory] = {}
-_units: dict[str, tuple[UnitFactory, Place]] = {
-    "se": (_squeeze_excite, "branch"),
-    "sk": (_selective_kernel, "convolution"),
-}
 _SOURCES: dict[str | None, Callable[[Spec, int, int], nn.Module]] = {
     None: _own,
     "torchvision": _torchvision,

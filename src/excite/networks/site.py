@@ -21,6 +21,7 @@ class Site:
             ``identity``.
         input_size: side of the images the network was drawn for, 32 for CIFAR.
         residual: whether a shortcut is added at the end of the branch.
+        attached: whether the network was there before the unit.
     """
 
     stage: int
@@ -31,6 +32,7 @@ class Site:
     activation: str
     input_size: int
     residual: bool = True
+    attached: bool = False
 
 
 Convolution = Callable[[Site], tuple[nn.Module, nn.Module, nn.Module]]

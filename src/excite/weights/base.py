@@ -53,9 +53,11 @@ class Origin:
         layout: whose names its tensors had.
         preprocessing: what the network was trained to be fed; None where nothing says.
         classes: the names of the classifier's outputs, where they are known and the classifier was loaded.
+        fresh: the parameters of the network that did not come from the file: of new units, of a replaced classifier.
     """
 
     file: str
     layout: str
     preprocessing: Preprocessing | None = None
     classes: tuple[str, ...] | None = None
+    fresh: frozenset[str] = frozenset()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from excite.errors import ExciteError, UsageError
 from excite.preprocessing import Preprocessing
+from excite.surgery.hooks import attached_units
 from excite.weights.base import Content, Converted, Layout, Origin
 from excite.weights.cadene import cadene_layout
 from excite.weights.caffe import caffe_layout, is_caffemodel, read_caffemodel
@@ -105,14 +106,15 @@ def put(
         preprocessing: what the source of the file says, where it came from one.
     """
     path, wanted = weights.path, module.state_dict()
-    own = _fits(wanted, weights.tensors)
+    own = _fits([*wanted.keys() - _units_not_in(weights.tensors, module)], weights.tensors)
     if weights.refusal and not own:
         raise UsageError(f"Cannot use the weights in {path}: {weights.refusal}.")
     converted = None if own else weights.converted
     found = _fitting_names(dict(converted.tensors if converted else weights.tensors), wanted, module)
-    kept = set(_other_head(wanted, found)) if replace_head else set()
-    if kept:
+    new_head = set(_other_head(wanted, found)) if replace_head else set()
+    if new_head:
         logger.info("%s: the classifier has another number of outputs and starts afresh", path)
+    kept = new_head | _units_not_in(found, module)
     found = {name: tensor for name, tensor in found.items() if name not in kept}
     if problems := _mismatch({name: tensor for name, tensor in wanted.items() if name not in kept}, found):
         raise UsageError(f"The weights in {path} do not fit this network: {'; '.join(problems)}. Nothing was loaded.")
@@ -124,9 +126,11 @@ def put(
             wanted[name].copy_(tensor)
     preprocessing = known_preprocessing(path) or preprocessing or (converted.preprocessing if converted else None)
     classes = None
-    if weights.outputs == 1000 and not kept and preprocessing:
+    if weights.outputs == 1000 and not new_head and preprocessing:
         classes = imagenet_classes()
-    return Origin(str(path), converted.layout if converted else "the network's own names", preprocessing, classes)
+    layout = converted.layout if converted else "the network's own names"
+    fresh = frozenset(name for name, _ in module.named_parameters() if name in kept)
+    return Origin(str(path), layout, preprocessing, classes, fresh)
 
 
 # --- reading ---------------------------------------------------------------------------------------------------
@@ -150,12 +154,22 @@ def _read(path: Path) -> Content:
 # --- names and shapes ------------------------------------------------------------------------------------------
 
 
-def _fits(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> bool:
+def _units_not_in(given: Mapping[str, Tensor], module: nn.Module) -> set[str]:
+    """The names of attached units of which a file knows nothing: it is the host's, from before."""
+    names: set[str] = set()
+    for name, unit in attached_units(module):
+        own = {f"{name}.{key}" for key in unit.state_dict()}
+        if own.isdisjoint(given):
+            names |= own
+    return names
+
+
+def _fits(wanted: Iterable[str], given: Mapping[str, Tensor]) -> bool:
     """Whether a file's own names are the network's, as for networks of torchvision and timm themselves."""
     return _countless(wanted) <= given.keys()
 
 
-def _countless(tensors: Mapping[str, Tensor]) -> set[str]:
+def _countless(tensors: Iterable[str]) -> set[str]:
     # Batch norm's count of batches only matters to networks trained without momentum, and many files lack it.
     return {name for name in tensors if not name.endswith("num_batches_tracked")}
 

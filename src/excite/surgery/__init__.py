@@ -1,0 +1,1 @@
+"""Units into any network that is there already: find the places, attach, detach."""

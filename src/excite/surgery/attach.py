@@ -1,0 +1,322 @@
+"""``attach`` and ``detach``: units into a live network, and out of it again."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Iterable
+from itertools import chain, count
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from excite.cost import macs_of
+from excite.errors import UsageError
+from excite.networks.site import Site
+from excite.spec import UnitSpec, parse_spec
+from excite.surgery import hooks, places
+from excite.surgery.places import Found, How, Place
+from excite.surgery.record import CONVOLUTIONS, Record, record
+from excite.surgery.summary import Attached, AttachedUnit
+from excite.surgery.units import arguments_of, he_initialise, is_own, unit
+
+logger = logging.getLogger("excite.surgery")
+
+Init = Literal["identity", "paper"]
+Predicate = Callable[[str, nn.Module], bool]
+HOOKS: dict[How, type[hooks.Hook]] = {
+    "after": hooks.OnOutput,
+    "before": hooks.OnInput,
+    "around": hooks.Around,
+    "shortcut": hooks.OnShortcut,
+}
+
+PLACEMENTS: dict[str, tuple[str, Callable[[Record], Found]]] = {
+    "branch": ("residual branches (additions of two feature maps, one of them a shortcut)", places.before_additions),
+    "before": ("residual branches with one first convolution", places.before_branches),
+    "after": ("residual additions", places.after_additions),
+    "identity": ("shortcuts of residual additions", places.on_shortcuts),
+    "conv3x3": ("residual branches with a kernel of 3 or more", places.after_spatial_convolutions),
+    "concat": ("concatenations of feature maps", places.after_concatenations),
+    "stage": ("last feature maps of a resolution", places.at_stage_ends),
+}
+
+
+def attach(
+    module: nn.Module,
+    unit: str | UnitSpec | Callable[[Site], nn.Module] = "se",
+    *,
+    where: str | Predicate = "auto",
+    init: Init = "identity",
+    stages: str | int | Iterable[int] | None = None,
+    example: Any = None,
+) -> Attached:
+    """Put an attention unit into every suitable place of a network, in place.
+
+    The network may be anyone's. Its code, classes, and the names of its parameters stay; each unit is a child of a
+    module that is there (``layer1.0.bn2.se.reduce.weight``), and acts through a forward hook of it. State dicts of
+    the bare host still load, also strictly; :func:`detach` gives the host back.
+
+    With ``init="identity"`` the network goes on computing what it computed, and learns from there. Rescaling units
+    end in a gate of 2σ(logits) whose last layer is zero: every gate is 1, where the sigmoid is steepest; the gradient
+    reaches that last layer at once, and what lies before it as soon as that is no longer zero. Kernel units put out
+    V = M · Σ aₘ Uₘ, where all M gates are equal and the new kernels zero, so that V is the old branch U₁. Had
+    the softmax been pushed to choose U₁ instead, it would be flat there, and no gradient would ever undo that; from
+    equal gates, gradients reach them (U₁ is not the others) and the new kernels (their gates are not zero). The
+    factors 2 and M are buffers, stored with the weights. What is not zero is drawn as for training from scratch,
+    after He et al. 2015 and with biases of zero: with PyTorch's own biases, bottlenecks after a batch norm are often
+    dead from the start, for the means that they see are small. ``init="paper"`` draws all of it so, with factor 1.
+
+    Args:
+        module: the network; edited in place.
+        unit: ``se``, ``sk``, ``eca``, ``cbam`` or a registered name, with arguments as in a spec
+            (``se:reduction=8``); or a function from a :class:`~excite.networks.site.Site` to a module that maps a
+            feature map to one of the same shape.
+        where: for units that rescale a feature map (all but ``sk``):
+
+            * ``auto``: ``branch``; where there is no residual branch, ``concat``; where there is neither, ``stage``.
+            * ``branch``: every residual branch, just before its addition (Hu et al., Sect. 3.2).
+            * ``before``, ``after``, ``identity``, ``conv3x3``: the paper's other places (Sect. 6.5): the branch's
+              input, after the addition and its activation, the shortcut, the branch's first 3×3 convolution with its
+              norm.
+            * ``concat``: after each concatenation, as at the end of an Inception module; ``stage``: the last feature
+              map of each resolution.
+            * a name or pattern (``*``, ``?``) that ends a module's name, such as ``layer?.*.conv2``: after each such
+              module; or a predicate ``(name, module) → bool``.
+
+            ``sk`` stands around convolutions with a square kernel of 3 and more: in ``auto`` the last of each
+            residual branch, and those on none before the last addition, but the network's first; where there is no
+            residual branch all but the first; else a pattern or predicate.
+        init: ``identity`` or ``paper``.
+        stages: only these resolutions, ``1-3``, 2 or [1, 2]; 1 is the largest feature map that would get a unit. (Hu
+            et al., Sect. 4: without the last stage most of the parameters are saved at little loss.)
+        example: what to call the network with, a tensor or a tuple of arguments; by default an image that suits
+            its first convolution.
+
+    Returns:
+        What was attached where, with the parameters and multiply–adds that it adds; printed, a table.
+
+    Raises:
+        UsageError: no such unit or place, nothing found, or a unit that cannot start as asked. The network is then
+            unchanged.
+    """
+    if init not in ("identity", "paper"):
+        raise UsageError(f"init is identity or paper, not {init!r}.")
+    name, make, around = _maker(unit)
+    recorded = record(module, example)
+    found, looked_for = _found(recorded, where, around)
+    numbered = _stage_numbers(found.places)
+    chosen = _chosen(found.places, numbered, stages)
+    if not chosen:
+        raise UsageError(_nothing(module, recorded, looked_for, found))
+    if gated := places.channel_gates(recorded):
+        logger.warning(
+            "%s gates its channels already, in %d places (%s, …): a second gate seldom helps",
+            type(module).__name__,
+            len(gated),
+            gated[0] or "its forward",
+        )
+    input_size = recorded.inputs[0].size[-1] if recorded.inputs and recorded.inputs[0].size else 224
+    like = next((parameter for parameter in module.parameters() if parameter.is_floating_point()), None)
+    draw = he_initialise if is_own(name) else None  # a unit of the user's own draws its weights itself
+    built = [
+        _built(make, around, draw, place, numbered[place.value.size], input_size, init, like) for place in chosen
+    ]
+    names = _insert(module, name, chosen, built)
+    try:
+        record(module, example)
+    except UsageError as error:
+        hooks.remove(module, only=set(names))
+        raise UsageError(f"{type(module).__name__} no longer runs with units in it, and has none: {error}") from error
+    rows = [
+        AttachedUnit(
+            full,
+            numbered[place.value.size],
+            place.value.size,
+            place.value.channels,
+            _width(item),
+            sum(parameter.numel() for parameter in item.parameters()),
+            macs_of(item, *_inputs(place)),
+        )
+        for full, place, item in zip(names, chosen, built, strict=True)
+    ]
+    return Attached(str(unit) if isinstance(unit, (str, UnitSpec)) else name, tuple(rows), tuple(found.missed))
+
+
+def detach(module: nn.Module) -> nn.Module:
+    """Take every attached unit out of a network again; what the host's own parameters learned stays.
+
+    Args:
+        module: the network; edited in place.
+
+    Returns:
+        The same network.
+
+    Raises:
+        UsageError: nothing is attached to it.
+    """
+    if not hooks.remove(module):
+        raise UsageError(f"{type(module).__name__} has no attached units.")
+    return module
+
+
+# --- which unit ----------------------------------------------------------------------------------------------------
+
+Maker = Callable[[Site], nn.Module]
+KernelMaker = Callable[[nn.Conv2d, int], nn.Module]
+
+
+def _maker(given: str | UnitSpec | Maker) -> tuple[str, Maker, KernelMaker | None]:
+    """The name of a unit, what makes it for a site, and, for a kernel unit, what makes it for a convolution."""
+    if not isinstance(given, (str, UnitSpec)):
+        return getattr(given, "__name__", "unit").strip("<>"), given, None
+    spec = parse_spec(f"host+{given}").units[0] if isinstance(given, str) else given
+    for key in ("stages", "where", "init"):
+        if key in dict(spec.arguments):
+            raise UsageError(f"{key} is an argument of attach, not of the unit: attach(…, {key}=…).")
+    kind = unit(spec.name)
+    if kind.location == "branch":
+        arguments = arguments_of(spec, kind.factory)
+        return spec.name, lambda site: kind.factory(site, **arguments), None
+    if kind.around is None:
+        raise UsageError(f"The unit {spec.name!r} stands for a whole convolution: it cannot keep a trained one.")
+    around, arguments = kind.around, arguments_of(spec, kind.around)
+    return spec.name, kind.factory, lambda convolution, size: around(convolution, size, **arguments)
+
+
+def _built(
+    make: Maker,
+    around: KernelMaker | None,
+    draw: Callable[[nn.Module], None] | None,
+    place: Place,
+    stage: int,
+    input_size: int,
+    init: Init,
+    like: torch.Tensor | None,
+) -> nn.Module:
+    host, channels = place.call.module, place.value.channels
+    try:
+        if around is not None:
+            assert isinstance(host, nn.Conv2d)
+            built = around(host, input_size)
+        else:
+            site = Site(stage, channels, channels, 1, 1, "identity", input_size, residual=False, attached=True)
+            built = make(site)
+        if draw is not None:
+            draw(built)
+        if init == "identity":
+            start = getattr(built, "start_as_identity", None)
+            if start is None:
+                raise ValueError(
+                    f"{type(built).__name__} has no start_as_identity(): write one, or give init='paper'"
+                )
+            start()
+    except ValueError as error:
+        raise UsageError(f"Cannot attach to {place.name}: {error}.") from error
+    if like is not None:
+        built.to(like.device, like.dtype)
+    return built.train(host.training)
+
+
+def _width(built: nn.Module) -> int | None:
+    reduce = next((child for name, child in built.named_modules() if name.split(".")[-1] == "reduce"), None)
+    return getattr(reduce, "out_features", None)
+
+
+def _inputs(place: Place) -> list[tuple[int, ...]]:
+    if place.how != "around":
+        return [place.value.shape]
+    assert place.call.input is not None
+    return [place.call.input.shape, place.value.shape]
+
+
+# --- which places --------------------------------------------------------------------------------------------------
+
+
+def _found(recorded: Record, where: str | Predicate, around: KernelMaker | None) -> tuple[Found, str]:
+    if around is not None:
+        if where == "auto":
+            return places.kernels(recorded), "convolutions with a square kernel of 3 or more"
+        _check_pattern(where, known=())
+        matches = places.matching(where) if isinstance(where, str) else where
+        return places.kernels(recorded, matches), f"convolutions with a square kernel that match {where!r}"
+    if where == "auto":
+        missed: list[str] = []
+        for name in ("branch", "concat", "stage"):
+            words, find = PLACEMENTS[name]
+            found = find(recorded)
+            if found.places:
+                return found, words
+            missed += found.missed
+        return Found([], missed), "residual branches, concatenations and ends of stages"
+    if isinstance(where, str) and where in PLACEMENTS:
+        words, find = PLACEMENTS[where]
+        return find(recorded), words
+    _check_pattern(where, known=("auto", *PLACEMENTS))
+    if isinstance(where, str):
+        return places.after_named(recorded, places.matching(where)), f"modules whose name ends in {where!r}"
+    return places.after_named(recorded, where), "modules that the predicate picks"
+
+
+def _check_pattern(where: Any, known: tuple[str, ...]) -> None:
+    if callable(where):
+        return
+    if not isinstance(where, str):
+        raise UsageError(f"where is a placement, a pattern of names or a predicate, not {where!r}.")
+    if not known and where in PLACEMENTS:
+        raise UsageError(f"where={where}: a kernel unit stands around convolutions; give auto or a pattern of names.")
+
+
+def _stage_numbers(found: list[Place]) -> dict[tuple[int, ...], int]:
+    sizes = sorted({place.value.size for place in found}, key=lambda size: [-side for side in size])
+    return {size: number for number, size in enumerate(sizes, start=1)}
+
+
+def _chosen(found: list[Place], numbered: dict[tuple[int, ...], int], stages: Any) -> list[Place]:
+    if stages is None or not found:
+        return found
+    wanted = _stage_list(stages, len(numbered))
+    return [place for place in found if numbered[place.value.size] in wanted]
+
+
+def _stage_list(stages: Any, last: int) -> set[int]:
+    match = re.fullmatch(r"(\d+)(?:-(\d+))?", str(stages))
+    if match:
+        wanted = set(range(int(match[1]), int(match[2] or match[1]) + 1))
+    elif not isinstance(stages, str) and isinstance(stages, Iterable):
+        wanted = set(stages)
+    else:
+        wanted = set()
+    if not wanted or not wanted <= set(range(1, last + 1)):
+        raise UsageError(f"stages={stages}: expected one stage such as 3, or a range such as 1-2, within 1-{last}.")
+    return wanted
+
+
+def _nothing(module: nn.Module, recorded: Record, looked_for: str, found: Found) -> str:
+    kind = type(module).__name__
+    if found.missed:
+        return f"Nothing attached to {kind}: of the {looked_for}, none can be reached ({found.missed[0]})."
+    names = [call.name for call in recorded.calls if call.output is not None and call.output.is_map and call.name]
+    convolutions = [call.name for call in recorded.calls if isinstance(call.module, CONVOLUTIONS)]
+    candidates = convolutions or names
+    if not candidates:
+        return f"Nothing attached to {kind}: it has no {looked_for}, nor any module that makes a feature map."
+    listed = ", ".join(candidates[:8]) + (f" and {len(candidates) - 8} more" if len(candidates) > 8 else "")
+    return (
+        f"Nothing attached to {kind}: it has no {looked_for}. "
+        f"Its convolutions, as candidates for a pattern in where=, are {listed}."
+    )
+
+
+def _insert(module: nn.Module, name: str, chosen: list[Place], built: list[nn.Module]) -> list[str]:
+    names = []
+    for place, item in zip(chosen, built, strict=True):
+        host = place.call.module
+        names_for_it = chain([name], (f"{name}_{number}" for number in count(2)))
+        free = next(candidate for candidate in names_for_it if not hasattr(host, candidate))
+        hooks.insert(host, free, item, HOOKS[place.how])
+        names.append(f"{place.name}.{free}")
+        if place.block is not None:
+            hooks.keep_shortcut(place.block.module, names[-1].removeprefix(f"{place.block.name}."))
+    return names
