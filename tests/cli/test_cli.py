@@ -51,6 +51,8 @@ def test_networks_against_their_papers() -> None:
         (["cost", "resnet21"], "resnet20"),
         (["cost", "resnet20:depth=3"], "depth"),
         (["compare", "resnet20", "--data", "digit"], "digits"),
+        (["compare", "resnet20", "--data", "digits", "--weights", "nowhere.pt"], "nowhere.pt"),
+        (["compare", "resnet20", "--data", "digits", "--weights", "imagenet", "--control"], "leave control out"),
         (["compare", "--set", "trainer.epoch=3"], "trainer.epochs"),
         (["compare", "--set", "nonsense"], "KEY=VALUE"),
         (["train"], "needs a recipe"),

@@ -89,6 +89,27 @@ def test_page_is_well_formed_and_small_and_says_every_figure(result: dict[str, A
         assert said in page.text, said
 
 
+def test_the_score_at_the_start_is_a_column_where_there_are_weights(
+    tuned: dict[str, Any], curves: dict[str, Any]
+) -> None:
+    page = Page(compare_page(tuned, curves))
+    assert page.open == []
+    assert "resnet20.th" in page.text
+    assert "somewhere" not in page.text
+    intervals = page.rows[:5]
+    assert [row[1].strip() for row in intervals[:1]] == ["At the start (%)"]
+    assert ["12.50" in intervals[1][1], "7.75" in intervals[2][1], "100.00" in intervals[3][1]] == [True] * 3
+    assert len({len(row) for row in intervals}) == 1, "header, body and axis have the same columns"
+    runs = [row for row in page.rows if row[-1].startswith("runs/")]
+    assert [row[2] for row in runs[:3]] == ["12.00", "12.50", "13.00"]
+    assert [row[3] for row in runs[:3]] == ["94.90", "95.00", "95.10"]
+    for entry in tuned["results"]:
+        entry |= {"start_score": None, "start_scores": None}
+    plain = Page(compare_page(tuned | {"weights": None}, curves))
+    assert "t the start" not in plain.text
+    assert [len(row) for row in plain.rows[:5]] == [len(intervals[0]) - 1] * 5
+
+
 def test_verdict_comes_first(result: dict[str, Any], curves: dict[str, Any]) -> None:
     page = Page(compare_page(result, curves))
     headings = [tag for tag, _ in page.elements if re.fullmatch(r"h[1-6]|table|figure", tag)]

@@ -68,6 +68,18 @@ def test_the_direction_of_the_metric_is_said(result: dict[str, Any]) -> None:
     assert "0.1000" in text
 
 
+@pytest.mark.parametrize("width", [80, 200])
+def test_the_score_at_the_start_is_a_column_where_there_are_weights(tuned: dict[str, Any], width: int) -> None:
+    text = printed(tuned, width)
+    assert max(len(line) for line in text.splitlines()) <= width
+    assert " ".join(text.split()).count("at the") == 1
+    rows = [next(line for line in text.splitlines() if figure in line).split() for figure in ("95.00", "96.20")]
+    assert [row[:3] for row in rows] == [["resnet20", "12.50", "95.00"], ["resnet20+se", "7.75", "96.20"]]
+    for entry in tuned["results"]:
+        entry |= {"start_score": None, "start_scores": None}
+    assert "at the" not in printed(tuned, width)
+
+
 def test_the_table_imports_neither_torch_nor_plotly() -> None:
     code = "import sys, excite.report.table; assert not {'torch', 'plotly', 'jinja2'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from excite.training.optimization import build_optimizer, rate_factor
+from excite.training.optimization import build_optimizer, host_factor, host_is_frozen, rate_factor
 from excite.training.recipe import Optimizer, Schedule
 
 
@@ -81,3 +81,49 @@ def test_frozen_parameters_are_left_out() -> None:
     network.weight.requires_grad_(False)
     (group,) = build_optimizer(network, Optimizer()).param_groups
     assert [id(p) for p in group["params"]] == [id(network.bias)]
+
+
+NEW = {"1.weight", "2.bias"}  # the scale of the batch norm and the bias of the classifier
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+@pytest.mark.parametrize("decay_all", [False, True])
+def test_what_came_from_weights_has_a_rate_of_its_own(name, decay_all) -> None:
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Linear(2, 2))
+    settings = Optimizer(name=name, lr=0.5, host_factor=0.2, weight_decay=0.1, decay_norm_and_bias=decay_all)
+    groups = build_optimizer(network, settings, NEW).param_groups
+    found = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+    assert sum(len(group["params"]) for group in groups) == len(found) == 6
+    assert found == {
+        id(p): (0.5 if key in NEW else 0.1, 0.1 if decay_all or key in ("0.weight", "2.weight") else 0.0)
+        for key, p in network.named_parameters()
+    }
+    assert groups[0]["lr"] == 0.5, "the rate that the record shows is that of what is new"
+
+
+def test_the_groups_come_in_the_same_order_whatever_order_the_names_have() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Linear(2, 2))
+    orders = [
+        [[id(p) for p in group["params"]] for group in build_optimizer(network, Optimizer(), fresh).param_groups]
+        for fresh in (sorted(NEW), sorted(NEW, reverse=True), frozenset(NEW))
+    ]
+    assert orders[0] == orders[1] == orders[2]
+
+
+@pytest.mark.parametrize(
+    ("given", "fresh", "expected"),
+    [(None, None, 1.0), (None, (), 1.0), (None, {"fc.weight"}, 0.1), (0.3, (), 0.3), (0.3, {"fc.weight"}, 0.3)],
+)
+def test_the_host_learns_slower_where_something_is_new(given, fresh, expected) -> None:
+    assert host_factor(Optimizer(host_factor=given), fresh) == expected
+
+
+def test_without_weights_the_factor_plays_no_part() -> None:
+    (group,) = build_optimizer(nn.Linear(2, 2, bias=False), Optimizer(lr=0.5, host_factor=0.2)).param_groups
+    assert group["lr"] == 0.5
+
+
+def test_the_host_is_frozen_for_so_many_epochs() -> None:
+    half = Schedule(host_frozen_epochs=1.5)
+    assert [host_is_frozen(half, step, steps_per_epoch=4) for step in range(8)] == [True] * 6 + [False] * 2
+    assert not host_is_frozen(Schedule(), 0, steps_per_epoch=4)

@@ -9,7 +9,7 @@ from excite.training.recipe import Recipe, load, parse, parse_settings, shipped
 
 
 def test_shipped_recipes_load_and_have_a_description() -> None:
-    assert {"digits", "cifar10", "default"} <= set(shipped())
+    assert {"digits", "cifar10", "default", "finetune"} <= set(shipped())
     for name, text in shipped().items():
         assert isinstance(load(name), Recipe)
         assert len(text) > 20
@@ -31,6 +31,9 @@ def test_a_written_recipe_reads_back_equal(tmp_path) -> None:
         ({"trainer": {"epochz": 1}}, "trainer.epochz", "trainer.epochs"),
         ({"trainer": {"epochs": "many"}}, "trainer.epochs", "integer"),
         ({"trainer": {"epochs": 0}}, "trainer.epochs", "greater than 0"),
+        ({"optimizer": {"host_factor": 0}}, "optimizer.host_factor", "greater than 0"),
+        ({"optimizer": {"host_factor": 1.5}}, "optimizer.host_factor", "less than or equal to 1"),
+        ({"schedule": {"host_frozen_epochs": -1}}, "schedule.host_frozen_epochs", "greater than or equal to 0"),
         ({"schedule": {"name": "cosin"}}, "schedule.name", "'cosine'"),
         ({"task": {"class_weights": "equal"}}, "task.class_weights", "balanced"),
         ({"seed": -1}, "seed", "greater than or equal to 0"),

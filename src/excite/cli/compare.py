@@ -35,7 +35,15 @@ def run(
         bool, typer.Option("--control", help="Add the baseline, widened until it is as slow as the slowest network.")
     ] = False,
     recipe: Annotated[
-        str | None, typer.Option(help="A recipe's name or file. Default: what suits the data.", show_default=False)
+        str | None,
+        typer.Option(
+            help="A recipe's name or file. Default: what suits the data; with --weights, finetune.",
+            show_default=False,
+        ),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="Weights that every network starts from: imagenet, or a file.", show_default=False),
     ] = None,
     settings: Settings = None,
     out: Annotated[Path | None, typer.Option(help="The comparison's folder.", show_default=False)] = None,
@@ -54,16 +62,19 @@ def run(
 
     show_log()
     keep_freed_buffers()
-    chosen = load(recipe) if recipe else default_recipe(data)
+    changes = {"trainer.device": device} | parse_settings(settings or [])
+    weights = weights or changes.get("network.weights")
+    chosen = load(recipe) if recipe else default_recipe(data, weights)
     result = compare(
         contestants or DEFAULT_SPECS,
         data,
         test=test_data,
         seeds=seeds,
-        recipe=chosen.replace({"trainer.device": device} | parse_settings(settings or [])),
+        recipe=chosen.replace(changes),
         epochs=epochs,
         minutes=minutes,
         control=control,
+        weights=weights,
         out=out,
         progress=True,
     )

@@ -16,7 +16,11 @@ NAME = "train"
 
 def run(
     recipe: Annotated[
-        str | None, typer.Argument(help="A recipe's name or file. Default: what suits the data.", show_default=False)
+        str | None,
+        typer.Argument(
+            help="A recipe's name or file. Default: what suits the data; with --weights, finetune.",
+            show_default=False,
+        ),
     ] = None,
     network: Annotated[str | None, typer.Option(help="A network spec.", show_default=False)] = None,
     data: Data = None,
@@ -64,7 +68,7 @@ def run(
     else:
         if not (recipe or data or network):
             raise UsageError("train needs a recipe, or --network and --data; see: excite recipes, excite networks")
-        chosen = load(recipe) if recipe else default_recipe(data)
+        chosen = load(recipe) if recipe else default_recipe(data, changes.get("network.weights"))
         result = train(chosen.replace(changes), out=out, progress=True)
     if json:
         print_json(result)

@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -45,6 +46,7 @@ def compare_page(result: dict[str, Any], curves: Curves) -> str:
         scale=scale,
         rows=[_row(index, result, scale) for index in range(len(result["results"]))],
         cost_rows=_cost_rows(result),
+        has_starts=wording.has_starts(result),
         has_control=any(entry["role"] == "control" for entry in result["results"]),
         contenders=sum(entry["role"] != "baseline" for entry in result["results"]),
         runs=_runs(result),
@@ -100,6 +102,8 @@ def _facts(result: dict[str, Any]) -> list[tuple[str, str]]:
         ("Networks", str(len(result["results"]))),
         ("Seeds", f"{len(seeds)}" + (f" ({', '.join(map(str, seeds))})" if len(seeds) <= 5 else "")),
     ]
+    if wording.has_starts(result) and result["weights"]:
+        facts.append(("Weights", Path(result["weights"]).name))
     counts = (("Epochs", result["epochs"]), ("Test images", result["images"]))
     return facts + [(name, f"{count:,}") for name, count in counts if count is not None]
 
@@ -199,6 +203,7 @@ def _row(index: int, result: dict[str, Any], scale: Scale) -> dict[str, Any]:
         "index": index,
         "spec": entry["spec"],
         "role": entry["role"],
+        "start": wording.fixed(entry["start_score"], places),
         "score": wording.fixed(entry["score"], places),
         "score_interval": wording.interval(entry["score_ci95"], places),
         "at": None if value is None else scale.at(value),
@@ -246,14 +251,16 @@ def _cost_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _runs(result: dict[str, Any]) -> list[dict[str, str]]:
-    """One line a run: network, seed, score, folder."""
+    """One line a run: network, seed, score at the start and at the end, folder."""
     places = wording.decimals(result["metric"]["unit"])
     rows = []
     for entry in result["results"]:
         scores = [wording.fixed(score, places) for score in entry["scores"]]
+        starts = [wording.fixed(score, places) for score in entry["start_scores"] or []]
         seeds = [str(seed) for seed in result["seeds"]]
-        for seed, score, run in itertools.zip_longest(seeds, scores, entry["runs"], fillvalue=wording.MISSING):
-            rows.append({"spec": entry["spec"], "seed": seed, "score": score, "run": run})
+        columns = itertools.zip_longest(seeds, starts, scores, entry["runs"], fillvalue=wording.MISSING)
+        for seed, start, score, run in columns:
+            rows.append({"spec": entry["spec"], "seed": seed, "start": start, "score": score, "run": run})
     return rows
 
 

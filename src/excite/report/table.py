@@ -66,7 +66,10 @@ def _difference_title(word: str, metric: dict[str, Any]) -> str:
 
 def _wide(result: dict[str, Any]) -> Table:
     metric = result["metric"]
-    columns = {"spec": "network", "score": _score_title(metric), "score_interval": "95 % interval"}
+    columns = {"spec": "network"}
+    if wording.has_starts(result):
+        columns |= {"start": "at the start"}
+    columns |= {"score": _score_title(metric), "score_interval": "95 % interval"}
     if wording.compares(result):
         columns |= {"difference": _difference_title("difference", metric), "difference_interval": "95 % interval"}
         columns |= {"remark": "shown"}
@@ -84,10 +87,10 @@ def _wide(result: dict[str, Any]) -> Table:
 def _narrow(result: dict[str, Any]) -> Table:
     """Two lines a network: the figure, and under it its interval or its companion."""
     metric = result["metric"]
-    columns = {
-        ("spec", "remark"): ("network", ""),
-        ("score", "score_interval"): (_score_title(metric), "95 % interval"),
-    }
+    columns = {("spec", "remark"): ("network", "")}
+    if wording.has_starts(result):
+        columns[("start", "")] = ("at the", "start")
+    columns[("score", "score_interval")] = (_score_title(metric), "95 % interval")
     if wording.compares(result):
         columns[("difference", "difference_interval")] = (_difference_title("Δ", metric), "95 % interval")
     columns |= {
@@ -97,7 +100,7 @@ def _narrow(result: dict[str, Any]) -> Table:
     }
     table = _table(result)
     for (key, _), (title, under) in columns.items():
-        header = _stack(Text(title), Text(under, style="dim"))
+        header = _stack(Text(title), Text(under, style="" if key == "start" else "dim"))
         if key == "spec":
             table.add_column(header, overflow="fold", min_width=12)
         else:
@@ -126,8 +129,10 @@ def _cells(entry: dict[str, Any], result: dict[str, Any]) -> dict[str, Text]:
             difference = wording.signed(entry["difference"], places)
             difference_interval = wording.interval(entry["difference_ci95"], places, wording.signed)
     return {
+        "": Text(),
         "spec": Text(entry["spec"], style="bold"),
         "remark": Text(remark, style=style or "dim"),
+        "start": Text(wording.fixed(entry["start_score"], places)),
         "score": Text(wording.fixed(entry["score"], places), style="bold"),
         "score_interval": Text(wording.interval(entry["score_ci95"], places), style="dim"),
         "difference": Text(difference, style=f"bold {style}"),

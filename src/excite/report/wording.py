@@ -112,6 +112,11 @@ def compares(result: dict[str, Any]) -> bool:
     return any(entry["difference"] is not None and entry["role"] != "baseline" for entry in result["results"])
 
 
+def has_starts(result: dict[str, Any]) -> bool:
+    """Whether it is known what the networks scored before their first step, as it is of those with weights."""
+    return any(is_number(entry["start_score"]) for entry in result["results"])
+
+
 def finding(entry: dict[str, Any], result: dict[str, Any]) -> str:
     """What one contender's interval shows: better, worse or no difference shown.
 

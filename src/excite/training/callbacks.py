@@ -8,7 +8,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -71,6 +71,41 @@ class Rate(pl.Callback):
         for group, peak in zip(trainer.optimizers[0].param_groups, self.peaks, strict=True):
             group["lr"] = peak * self.factor(self.position.step)
         torch.manual_seed((self.seed * 1_000_003 + self.position.step) % 2**63)
+
+
+class Freeze(pl.Callback):
+    """Holds still what came from weights while only what is new beside it is to learn.
+
+    It is set anew at every step, for a run may be resumed at any of them, and scoring in between changes the mode.
+
+    Args:
+        position: of the run.
+        network: what is trained.
+        fresh: the names of its new parameters.
+        frozen: whether the rest is to be held in a step.
+    """
+
+    def __init__(
+        self, position: Position, network: nn.Module, fresh: Collection[str], frozen: Callable[[int], bool]
+    ) -> None:
+        self.position, self.network, self.frozen = position, network, frozen
+        self.host = [p for name, p in network.named_parameters() if name not in fresh and p.requires_grad]
+        # Dropout within a new unit has no parameters: a module is new when all parameters in it, at any depth, are.
+        self.new: list[nn.Module] = []
+        for prefix, module in network.named_modules():
+            names = [name for name, _ in module.named_parameters(prefix)]
+            if names and all(name in fresh for name in names):
+                self.new.append(module)
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Without a gradient a parameter keeps its value, and the optimiser what it knows of it."""
+        frozen = self.frozen(self.position.step)
+        for parameter in self.host:
+            parameter.requires_grad_(not frozen)
+        # Batch norm in evaluation mode leaves its statistics alone.
+        self.network.train(not frozen)
+        for module in self.new:
+            module.train()
 
 
 class WeightAverage(pl.Callback):

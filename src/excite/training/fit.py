@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 import logging
 import os
 import time
@@ -29,8 +30,8 @@ from excite.errors import UsageError
 from excite.tasks.classification import ClassificationTask, evaluate
 from excite.training import checkpoint
 from excite.training.bars import bar
-from excite.training.callbacks import Bar, Position, Rate, Record, StopOnSignal, WeightAverage
-from excite.training.optimization import build_optimizer, rate_factor
+from excite.training.callbacks import Bar, Freeze, Position, Rate, Record, StopOnSignal, WeightAverage
+from excite.training.optimization import build_optimizer, host_factor, host_is_frozen, rate_factor
 from excite.training.recipe import Data, Recipe, load
 from excite.training.run import Run
 from excite.weights.base import Origin
@@ -52,7 +53,9 @@ def fit(
     Args:
         recipe: everything the run depends on, or the name or file of a recipe.
         out: the run's folder, new or (with ``resume``) begun before; by default a new one below ``excite-runs/``.
-        network: a module of the user's own instead of ``recipe.network``; its present weights are the start.
+        network: a module of the user's own instead of ``recipe.network``; its present weights are the start. Where
+            its attribute ``origin`` (:class:`excite.weights.base.Origin`) says what of it is new, the rest is the
+            host of ``optimizer.host_factor`` and ``schedule.host_frozen_epochs``.
         data: images of the user's own instead of ``recipe.data``.
         resume: go on where the folder's newest checkpoint stands, under the recipe that the folder holds. A run that
             is finished is given back as it is.
@@ -78,15 +81,12 @@ def fit(
     device = pick_device(recipe.trainer.device)
     threads = recipe.trainer.threads or torch.get_num_threads()
     with _settings(threads, device):
-        own = data is not None and data.name != recipe.data.path
         data = data or load_recipe_data(recipe.data, progress=title is not None)
-        torch.manual_seed(recipe.seed)
-        spec = recipe.network.spec if network is None else None
-        if network is None:
-            channels, weights = data.preprocessing.channels, recipe.network.weights
-            network = create(recipe.network.spec, len(data.classes), channels, weights=weights)
-        if not own:
-            recipe, data = normalised_as_weights(recipe, data, network)
+        own = network is not None
+        recipe, data, network = starting_point(recipe, data, network)
+        check_freezing(recipe, network)
+        factor = host_factor(recipe.optimizer, fresh_parameters(network))
+        recipe = recipe.replace({"optimizer.host_factor": factor})
         if recipe.trainer.channels_last:
             network = network.to(memory_format=torch.channels_last)
         recipe = recipe.replace({"augment": dataclasses.asdict(augmentation(recipe, data))})
@@ -101,8 +101,50 @@ def fit(
         recipe = recipe.replace(settled)
         if not (run.folder / "recipe.yaml").exists():
             recipe.write(run.folder / "recipe.yaml")
-        _train(run, recipe, network, spec, data, loader, device, title)
+        _train(run, recipe, network, None if own else recipe.network.spec, data, loader, device, title)
     return run
+
+
+def starting_point(
+    recipe: Recipe, data: ImageData, network: nn.Module | None = None
+) -> tuple[Recipe, ImageData, nn.Module]:
+    """The network as it is before the first step, in training mode, and the recipe and data as it wants them.
+
+    Args:
+        recipe: what is to be trained.
+        data: its images; those of the user's own keep their preprocessing.
+        network: a module of the user's own instead of ``recipe.network``.
+    """
+    torch.manual_seed(recipe.seed)
+    if network is None:
+        channels, weights = data.preprocessing.channels, recipe.network.weights
+        network = create(recipe.network.spec, len(data.classes), channels, weights=weights)
+        # With what weights decide written in, such as how an added unit starts.
+        recipe = recipe.replace({"network.spec": getattr(network, "spec", recipe.network.spec)})
+    if data.name == recipe.data.path:
+        recipe, data = normalised_as_weights(recipe, data, network)
+    return recipe, data, network
+
+
+def fresh_parameters(network: nn.Module) -> frozenset[str] | None:
+    """The names of what did not come from the network's weights; None where no weights were loaded."""
+    origin = getattr(network, "origin", None)
+    return origin.fresh if isinstance(origin, Origin) else None
+
+
+def check_freezing(recipe: Recipe, network: nn.Module) -> None:
+    """Refuse to freeze what came from weights where there is nothing else to train.
+
+    Raises:
+        UsageError: no weights were loaded, or they filled the whole network.
+    """
+    if not recipe.schedule.host_frozen_epochs:
+        return
+    fresh = fresh_parameters(network)
+    if not fresh:
+        name = getattr(network, "spec", type(network).__name__)
+        why = "was loaded from weights" if fresh is None else "is new: all its parameters came from the weights"
+        raise UsageError(f"key 'schedule.host_frozen_epochs': set it to 0, for nothing in {name} {why}")
 
 
 def augmentation(recipe: Recipe, data: ImageData) -> Augmentation:
@@ -224,6 +266,7 @@ def _train(
 ) -> None:
     settings = recipe.trainer
     total = settings.epochs * len(loader)
+    fresh = fresh_parameters(network)
     average = WeightAverage(network, settings.ema_decay) if settings.ema_decay else None
     saved = checkpoint.load_newest(run.folder / "checkpoints")
     position = Position(0, total, len(loader))
@@ -234,7 +277,7 @@ def _train(
         position = Position(total_steps=total, steps_per_epoch=len(loader), **saved["position"])
 
     def optimize(trained: nn.Module) -> torch.optim.Optimizer:
-        optimizer = build_optimizer(trained, recipe.optimizer)
+        optimizer = build_optimizer(trained, recipe.optimizer, fresh)
         if saved is not None:
             optimizer.load_state_dict(saved["optimizer"])
         return optimizer
@@ -274,6 +317,9 @@ def _train(
         )
         rate = Rate(position, lambda step: rate_factor(recipe.schedule, step, total, len(loader)), recipe.seed)
         callbacks = [rate, *([average] if average else []), record, StopOnSignal(record)]
+        if recipe.schedule.host_frozen_epochs:
+            frozen = functools.partial(host_is_frozen, recipe.schedule, steps_per_epoch=len(loader))
+            callbacks.append(Freeze(position, network, fresh or (), frozen))
         if title:
             callbacks.append(Bar(position, title))
         if settings.compile:

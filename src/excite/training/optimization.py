@@ -6,6 +6,7 @@ The rate depends on nothing but the step, so a resumed run needs no scheduler st
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 import torch
 from torch import nn
@@ -13,22 +14,50 @@ from torch import nn
 from excite.training.recipe import Optimizer, Schedule
 
 
-def build_optimizer(network: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
-    """SGD with (Nesterov) momentum or AdamW over the network's trainable parameters."""
-    trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    if settings.decay_norm_and_bias:
-        groups = [{"params": trainable, "weight_decay": settings.weight_decay}]
-    else:
-        # Vectors are biases and the scales and shifts of normalisation: decay does not regularise those.
-        groups = [
-            {"params": [p for p in trainable if p.ndim > 1], "weight_decay": settings.weight_decay},
-            {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
-        ]
+def build_optimizer(
+    network: nn.Module, settings: Optimizer, fresh: Collection[str] | None = None
+) -> torch.optim.Optimizer:
+    """SGD with (Nesterov) momentum or AdamW over the network's trainable parameters.
+
+    Args:
+        network: what is to learn.
+        settings: the optimiser, its rates and its weight decay.
+        fresh: the names of the parameters that did not come from weights; None where all are new.
+
+    Returns:
+        An optimiser of up to four groups, the new parameters before those of the host, and in each those that decay
+        before those that do not. A group's ``lr`` is its own peak.
+    """
+    trainable = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
+    new = [p for name, p in trainable if fresh is None or name in fresh]
+    host = [p for name, p in trainable if fresh is not None and name not in fresh]
+    groups = [
+        {"params": [p for p in parameters if _decays(p, settings) == decays], "lr": rate, "weight_decay": decay}
+        for parameters, rate in ((new, settings.lr), (host, settings.lr * host_factor(settings, fresh)))
+        for decays, decay in ((True, settings.weight_decay), (False, 0.0))
+    ]
     groups = [group for group in groups if group["params"]]
     if settings.name == "sgd":
         nesterov = settings.nesterov and settings.momentum > 0
         return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=nesterov)
     return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas)
+
+
+def host_factor(settings: Optimizer, fresh: Collection[str] | None) -> float:
+    """The factor on the rate of the parameters that came from weights: the recipe's, or one for what is new there."""
+    if settings.host_factor is not None:
+        return settings.host_factor
+    return 0.1 if fresh else 1.0
+
+
+def host_is_frozen(settings: Schedule, step: int, steps_per_epoch: int) -> bool:
+    """Whether in this step only the new parameters learn."""
+    return step < settings.host_frozen_epochs * steps_per_epoch
+
+
+def _decays(parameter: nn.Parameter, settings: Optimizer) -> bool:
+    # Vectors are biases and the scales and shifts of normalisation: decay does not regularise those.
+    return settings.decay_norm_and_bias or parameter.ndim > 1
 
 
 def rate_factor(settings: Schedule, step: int, total_steps: int, steps_per_epoch: int) -> float:

@@ -67,6 +67,9 @@ class Optimizer(Section):
     name: Literal["sgd", "adamw"] = "sgd"
     lr: Annotated[float, Field(gt=0)] = 0.1
     """The peak learning rate, for `trainer.batch_size` images a step."""
+    host_factor: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Factor on `lr` for the parameters that came from `network.weights`. Left empty it is 0.1 where others are new
+    (an added unit's, a classifier's for other classes), else 1."""
     momentum: Fraction = 0.9
     nesterov: bool = True
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
@@ -81,6 +84,9 @@ class Schedule(Section):
     name: Literal["onecycle", "cosine", "step", "constant"] = "onecycle"
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
     """Linear warm-up before cosine, step and constant."""
+    host_frozen_epochs: Annotated[float, Field(ge=0)] = 0.0
+    """For so long only the new parameters learn; those that came from `network.weights`, and the statistics of their
+    batch norms, stay as they are."""
     peak_at: Annotated[float, Field(gt=0, lt=1)] = 0.3
     """One-cycle: the share of the run after which the rate peaks."""
     milestones: tuple[Fraction, ...] = (0.5, 0.75)

@@ -29,11 +29,21 @@ from excite.report import wording
 from excite.report.compare import compare_page
 from excite.spec import parse_spec
 from excite.tasks.classification import ClassificationTask
-from excite.training.fit import fit, load_recipe_data, pick_device, step_seconds, training_loader
+from excite.training.fit import (
+    check_freezing,
+    fit,
+    fresh_parameters,
+    load_recipe_data,
+    pick_device,
+    starting_point,
+    step_seconds,
+    training_loader,
+)
+from excite.training.optimization import host_factor
 from excite.training.recipe import Recipe, load
 from excite.training.run import Run, versions
 from excite.verbs.costs import speeds
-from excite.verbs.evaluate import scores_on_test
+from excite.verbs.evaluate import _fingerprint, score, scores_on_test
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +71,7 @@ def compare(
     epochs: int | None = None,
     minutes: float | None = None,
     control: bool = False,
+    weights: str | Path | None = None,
     out: str | Path | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
@@ -72,17 +83,21 @@ def compare(
         data: a data spec, or images of the user's own; by default the recipe's.
         test: a data spec of the test images, where ``data`` does not hold them.
         seeds: how many (0, 1, …), or which. Three are the fewest that allow a verdict.
-        recipe: how to train; by default the one that suits the data. Its network and seed are replaced.
+        recipe: how to train; by default the one that suits the data, or with weights the one for fine-tuning. Its
+            network and seed are replaced; weights that it names are kept where none are given here.
         epochs: overrides the recipe's.
         minutes: choose the epochs so that all trainings together take about so long.
         control: add the honest rival: the baseline, widened until its latency is that of the slowest contestant.
+        weights: what every network starts from: ``imagenet``, or a file of weights. What is new in a network (an
+            added unit, a classifier for other classes) starts from the seed.
         out: the folder; by default one below ``excite-runs/`` named after data and recipe. Called again with the same
             folder, finished runs are kept and a broken one goes on where it was.
         progress: show bars on stderr.
 
     Returns:
         What ``compare.json`` holds: ``data``, ``seeds``, ``metric``, ``baseline``, ``verdict`` (None below three
-        seeds) and ``results``, one for each contestant; percentages as 0–100.
+        seeds) and ``results``, one for each contestant; percentages as 0–100. With weights each result has a
+        ``start_score``, the score before the first step (``start_scores`` of each seed), else None.
 
     Raises:
         UsageError: contestants, data and folder do not fit together.
@@ -94,11 +109,17 @@ def compare(
     if not contestants:
         raise UsageError("compare needs at least one network")
     folders = _given_runs(contestants)
+    if weights and (folders or isinstance(contestants, Mapping)):
+        who = "finished runs have" if folders else "modules of your own come with"
+        raise UsageError(f"weights are for network specs: {who} weights of their own")
     if folders:
         return _compare_runs(folders, data, test, out, progress)
     images = data if isinstance(data, ImageData) else None
-    recipe = recipe or default_recipe(data if isinstance(data, str) else None)
-    changes: dict[str, Any] = {"network": {}, "seed": 0}
+    recipe = recipe or default_recipe(data if isinstance(data, str) else None, weights)
+    start = None if isinstance(contestants, Mapping) else weights or recipe.network.weights
+    if control and start:
+        raise UsageError("the control is the baseline made wider, and no weights are of its shape: leave control out")
+    changes: dict[str, Any] = {"network": {"weights": start and str(start)}, "seed": 0}
     if isinstance(data, str):
         changes |= {"data.path": data, "data.test_path": test}
     if epochs is not None:
@@ -127,10 +148,14 @@ def compare(
     for name, build in builders.items():
         runs = []
         for seed in chosen:
+            run = Run(folder / "runs" / name / str(seed))
+            own = recipe.replace({"seed": seed} if build else {"seed": seed, "network.spec": name})
+            if start:
+                _score_start(run, own, images)
             torch.manual_seed(seed)
             run = fit(
-                recipe.replace({"seed": seed} if build else {"seed": seed, "network.spec": name}),
-                folder / "runs" / name / str(seed),
+                own,
+                run.folder,
                 network=build() if build else None,
                 data=images,
                 resume=True,
@@ -138,12 +163,16 @@ def compare(
             )
             scores_on_test(run, images, build)
             runs.append(run)
-        entries.append(Entry(name, roles[name], factories[name], runs))
+        # What a spec builds may depend on the weights, as how its units are put in: what was trained is measured.
+        trained = build or partial(create, runs[0].card["spec"], classes, channels)
+        entries.append(Entry(name, roles[name], trained, runs))
     return _report(folder, entries, images, chosen, recipe, progress=progress)
 
 
-def default_recipe(data: str | None) -> Recipe:
-    """The shipped recipe that suits a data spec."""
+def default_recipe(data: str | None, weights: str | Path | None = None) -> Recipe:
+    """The shipped recipe that suits a data spec, or with weights to start from the one for fine-tuning."""
+    if weights:
+        return load("finetune").replace({"data.path": data} if data else {})
     name = {None: "digits", "digits": "digits", "cifar10": "cifar10", "cifar100": "cifar10"}.get(data, "default")
     return load(name)
 
@@ -185,10 +214,15 @@ def _settled(
     """The recipe with every choice made, as the folder holds it or for it to hold."""
     path = folder / "recipe.yaml"
     # Every spec is built once now: a wrong one is better refused before the first training than after the third.
-    networks = [build() if build else create(name, classes, channels) for name, build in builders.items()]
+    weights = recipe.network.weights
+    networks = [build() if build else create(name, classes, channels, weights) for name, build in builders.items()]
+    for network in networks:
+        check_freezing(recipe, network)
     if path.is_file():
         held = load(path)
         free: dict[str, Any] = {"trainer.threads": held.trainer.threads}
+        if recipe.optimizer.host_factor is None:
+            free["optimizer.host_factor"] = held.optimizer.host_factor
         if minutes is not None:
             free["trainer.epochs"] = held.trainer.epochs
         if recipe.replace(free) != held:
@@ -198,6 +232,11 @@ def _settled(
         loader, device = training_loader(recipe, images), pick_device(recipe.trainer.device)
         epoch = seeds * len(loader) * sum(step_seconds(recipe, network, loader, device) for network in networks)
         recipe = recipe.replace({"trainer.epochs": max(1, int(60 * minutes / epoch))})
+    fresh = [names for network in networks if (names := fresh_parameters(network)) is not None]
+    if fresh:
+        # One for all: what the networks have in common is to learn at the same rate, whatever is new beside it.
+        factor = host_factor(recipe.optimizer, frozenset().union(*fresh))
+        recipe = recipe.replace({"optimizer.host_factor": factor})
     recipe = recipe.replace({"trainer.threads": recipe.trainer.threads or torch.get_num_threads()})
     recipe.write(path)
     return recipe
@@ -220,7 +259,7 @@ def _compare_runs(
     if images.test is None:
         raise UsageError(f"'{images.name}' has no test images; give them with --test-data")
     notes = []
-    same = {json.dumps(r.recipe.model_dump(mode="json", exclude={"network", "seed"}), sort_keys=True) for r in runs}
+    same = {json.dumps(_comparable(run.recipe), sort_keys=True) for run in runs}
     if len(same) > 1:
         notes.append("The runs were trained under different recipes: differences are not due to the network alone.")
     dropped = sum(len(group) for group in groups.values()) - len(common) * len(groups)
@@ -235,6 +274,39 @@ def _compare_runs(
         entries.append(Entry(name, "contender" if position else "baseline", build, [group[seed] for seed in common]))
     folder = Path(out) if out else Path("excite-runs") / ("compare-" + "-".join(groups).replace("/", "-"))
     return _report(folder, entries, images, common, first, notes, progress)
+
+
+def _comparable(recipe: Recipe) -> dict[str, Any]:
+    """What has to be the same in runs whose difference is to be that of their networks."""
+    # A run from before this key was there has no factor, which without weights is the same as 1.
+    recipe = recipe.replace({"optimizer.host_factor": recipe.optimizer.host_factor or 1.0})
+    return recipe.model_dump(mode="json", exclude={"network": {"spec"}, "seed": True})
+
+
+def _score_start(run: Run, recipe: Recipe, images: ImageData) -> None:
+    """Score what a run starts from on the test images, once, and keep it in the run's folder."""
+    if _start_score(run, images) is not None:
+        return
+    recipe, fed, network = starting_point(recipe, images)
+    assert images.test is not None
+    scored = score(network, images.test, fed.preprocessing, recipe.trainer.device)
+    content = {"metrics": scored.metrics, "images": scored.images, "fingerprint": _fingerprint(images, "start")}
+    write_json(run.folder / "start.json", content)
+
+
+def _start_score(run: Run, images: ImageData) -> float | None:
+    """What a run started from scored on these images, or None where that is not known."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        kept = json.loads((run.folder / "start.json").read_text())
+        if kept["fingerprint"] == _fingerprint(images, "start"):
+            return float(kept["metrics"][ClassificationTask.metric.name])
+    return None
+
+
+def _start_scores(runs: list[Run], images: ImageData) -> list[float] | None:
+    found = [_start_score(run, images) for run in runs]
+    known = [value for value in found if value is not None]
+    return known if len(known) == len(runs) else None
 
 
 def _control(folder: Path, builders: Mapping[str, Factory], classes: int, shape: tuple[int, int, int]) -> str:
@@ -279,12 +351,14 @@ def _report(
     shape = (images.preprocessing.channels, images.preprocessing.size, images.preprocessing.size)
     assert images.test is not None
     scores = {entry.name: np.stack([scores_on_test(run, images, None) for run in entry.runs]) for entry in entries}
+    starts = {entry.name: _start_scores(entry.runs, images) for entry in entries}
     measured = _measured(folder, entries, shape, progress)
     baseline = entries[0]
     results: list[dict[str, Any]] = []
     for entry in entries:
         mean = mean_interval(scores[entry.name])
         size = cost(entry.build(), shape)
+        start = starts[entry.name]
         result: dict[str, Any] = {
             "spec": entry.name,
             "role": entry.role,
@@ -299,6 +373,8 @@ def _report(
             "train_seconds": float(np.mean([run.card["train_seconds"] for run in entry.runs])),
             "runs": [_relative(run.folder, folder) for run in entry.runs],
             "scores": [metric.factor * float(row.mean()) for row in scores[entry.name]],
+            "start_score": None if start is None else float(np.mean(start)),
+            "start_scores": start,
         }
         results.append(result)
     rivals = results[1:]
@@ -314,6 +390,7 @@ def _report(
         "seeds": seeds,
         "metric": {"name": metric.name, "unit": metric.unit, "higher_is_better": metric.higher_is_better},
         "baseline": baseline.name,
+        "weights": recipe.network.weights,
         "verdict": None,
         "results": results,
         "images": len(images.test),
