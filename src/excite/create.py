@@ -48,9 +48,10 @@ def create(
     of the host alone; the units of an own network are then attached, too.
 
     Returns:
-        The network in training mode: images (N, in_channels, H, W) → logits (N, num_classes). Its attribute ``spec``
-        is the spec that builds it without the weights. Where weights were loaded, ``origin`` says which, and what
-        images they expect (:class:`excite.weights.base.Origin`).
+        The network in training mode: images (N, in_channels, H, W) → logits (N, num_classes). Its attributes say what
+        it is: ``attached`` what was attached where (:class:`excite.surgery.summary.Attached`, one for each unit of
+        the spec), ``spec`` the spec that builds it without the weights, and where weights were loaded ``origin``
+        which, and what images they expect (:class:`excite.weights.base.Origin`).
 
     Raises:
         UsageError: the spec, an argument or the weights do not fit; the message says which and what would.
@@ -81,10 +82,12 @@ def _built(build: Builder, spec: Spec, num_classes: int, in_channels: int) -> nn
     attached = [given for given in spec.units if _is_attached(spec, given)]
     inside = tuple(given for given in spec.units if given not in attached)
     network = build(replace(spec, units=inside), num_classes, in_channels)
+    tables = []
     for given in attached:
         wanted = dict(given.arguments)
         how: dict[str, Any] = {key: wanted.pop(key) for key in EVERY_UNITS if key in wanted}
-        attach(network, UnitSpec(given.name, tuple(wanted.items())), **{"init": "paper", **how})
+        tables.append(attach(network, UnitSpec(given.name, tuple(wanted.items())), **{"init": "paper", **how}))
+    network.attached = tuple(tables)  # type: ignore[assignment]
     network.spec = str(spec)  # type: ignore[assignment]
     return network
 

@@ -425,7 +425,7 @@ def test_onnx(attached, tmp_path):
     network, _ = attached
     file, x = tmp_path / "network.onnx", images()
     torch.onnx.export(network, (x,), file, dynamo=True)
-    session = onnxruntime.InferenceSession(file.read_bytes())
+    session = onnxruntime.InferenceSession(file)
     (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     torch.testing.assert_close(torch.from_numpy(found), network(x), rtol=1e-4, atol=1e-4)
 

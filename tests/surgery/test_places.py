@@ -229,6 +229,8 @@ def test_networks_in_one_and_three_dimensions():
     ("network", "arguments", "message"),
     [
         (nn.Linear(3, 3), {}, "Linear has no convolutions"),
+        (torch.compile(TinyResNet()), {}, "compiled by torch.compile.*attach to the network before that"),
+        (nn.DataParallel(TinyResNet()), {}, "wrapped for parallel training"),
         (nn.Sequential(nn.LazyConv2d(4, 3)), {}, "makes its parameters when it first runs"),
         (TinyResNet(), {"example": torch.zeros(1, 4, 32, 32)}, r"does not run on an input of shape \(1, 4, 32, 32\)"),
         (TinyResNet(), {"example": (1, 2)}, "does not run"),

@@ -118,7 +118,7 @@ def test_weights_are_for_exactly_the_network_that_was_trained() -> None:
     assert find("resnet50:stride_in=3x3", "imagenet") is find("resnet50", "imagenet"), "the same network"
     assert find("se_resnet18", "imagenet") is None
     assert find("se_resnet18:pool=ceil,branch=relu", "imagenet") is not None
-    assert find("resnet50+se", "imagenet") is None
+    assert find("resnet50+se", "imagenet") is find("resnet50", "imagenet"), "its host's, and the units are new"
     assert find("sknet50", "imagenet-timm") is None
     assert find("sknet50:pool=padded", "imagenet-timm") is not None
 
@@ -127,7 +127,7 @@ def test_weights_are_for_exactly_the_network_that_was_trained() -> None:
     ("spec", "tag", "sentence"),
     [
         ("resnet50", "imagnet", "did you mean 'imagenet'"),
-        ("resnet50+se", "imagenet", "imagenet for resnet50,"),
+        ("resnet50:stride_in=1x1+se", "imagenet", "imagenet for resnet50,"),
         ("sknet50:pool=padded", "imagenet", "imagenet-timm"),
         ("resnet20", "imagenet", "none are known"),
         ("torchvision:resnet18", "imagenet2", "imagenet1k_v1"),

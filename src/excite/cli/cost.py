@@ -23,6 +23,7 @@ def run(
         int | None, typer.Option(min=1, help="Default: the network's own.", show_default=False)
     ] = None,
     latency: Annotated[bool, typer.Option(help="Measure latency and throughput on this machine.")] = True,
+    units: Annotated[bool, typer.Option("--units", help="List the attached units, and what each adds.")] = False,
     json: Json = False,
 ) -> None:
     """Parameters, MACs, size, and latency on this machine."""
@@ -30,6 +31,7 @@ def run(
     from rich.table import Table
 
     from excite.report.wording import magnitude, significant
+    from excite.surgery.summary import Attached
     from excite.verbs.costs import costs
 
     show_log()
@@ -46,4 +48,10 @@ def run(
             ratio = row["latency_ratio"]
             cells += [significant(row["latency_ms"]), f"{ratio:.2f}" if ratio else "", significant(row["throughput"])]
         table.add_row(*cells)
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    console.print(table)
+    for row in results if units else []:
+        for attached in row["attached"]:
+            console.print(f"\n{row['spec']}\n{Attached.read(attached)}", soft_wrap=True)
+        if not row["attached"]:
+            console.print(f"\n{row['spec']}: no attached units", soft_wrap=True)

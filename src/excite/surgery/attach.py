@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from excite.cost import macs_of
 from excite.errors import UsageError
@@ -103,6 +104,7 @@ def attach(
     """
     if init not in ("identity", "paper"):
         raise UsageError(f"init is identity or paper, not {init!r}.")
+    _check_bare(module)
     name, make, around = _maker(unit)
     recorded = record(module, example)
     found, looked_for = _found(recorded, where, around)
@@ -161,6 +163,20 @@ def detach(module: nn.Module) -> nn.Module:
     return module
 
 
+def _check_bare(module: nn.Module) -> None:
+    """Refuse what has looked at the network already, and would not notice new parts of it."""
+    wrapped = {
+        "compiled by torch.compile": hasattr(module, "_orig_mod") or module._compiled_call_impl is not None,
+        "wrapped for parallel training": isinstance(module, (DistributedDataParallel, nn.DataParallel)),
+        "scripted by torch.jit": isinstance(module, torch.jit.ScriptModule),
+    }
+    for what, is_so in wrapped.items():
+        if is_so:
+            raise UsageError(
+                f"The network is {what}, which does not see new parts: attach to the network before that."
+            )
+
+
 # --- which unit ----------------------------------------------------------------------------------------------------
 
 Maker = Callable[[Site], nn.Module]
@@ -215,7 +231,8 @@ def _built(
     except ValueError as error:
         raise UsageError(f"Cannot attach to {place.name}: {error}.") from error
     if like is not None:
-        built.to(like.device, like.dtype)
+        # A network may lie on several devices; its norms may be of higher precision than the rest.
+        built.to(next(host.parameters(), like).device, like.dtype)
     return built.train(host.training)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,12 @@ class Attached:
     unit: str
     units: tuple[AttachedUnit, ...]
     missed: tuple[str, ...]
+
+    @classmethod
+    def read(cls, content: dict[str, Any]) -> Attached:
+        """From the dictionary that :func:`dataclasses.asdict` makes of one."""
+        units = tuple(AttachedUnit(**{**item, "size": tuple(item["size"])}) for item in content["units"])
+        return cls(content["unit"], units, tuple(content["missed"]))
 
     @property
     def parameters(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from torch import nn
@@ -13,6 +13,7 @@ from excite.cost import cost
 from excite.create import create
 from excite.networks.catalog import CATALOG
 from excite.spec import parse_spec
+from excite.surgery.summary import Attached
 from excite.training.bars import bar
 
 THROUGHPUT_BATCH = 32
@@ -37,8 +38,10 @@ def costs(
 
     Returns:
         One dictionary for each spec: ``spec``, ``size``, ``classes``, ``parameters``, ``macs``, ``mebibytes`` (of
-        fp32 weights), and where measured ``latency_ms`` (batch 1), ``latency_ratio`` with ``latency_ratio_ci95``
-        (None for the first) and ``throughput`` (images per second, batch 32).
+        fp32 weights), ``attached`` (for each unit of the spec that was put into a finished network, what
+        :class:`~excite.surgery.summary.Attached` says of it), and where measured ``latency_ms`` (batch 1),
+        ``latency_ratio`` with ``latency_ratio_ci95`` (None for the first) and ``throughput`` (images per second,
+        batch 32).
     """
     rows: list[dict[str, Any]] = []
     networks, shapes = [], []
@@ -57,6 +60,7 @@ def costs(
                 "parameters": counted.parameters,
                 "macs": counted.macs,
                 "mebibytes": 4 * counted.parameters / 2**20,
+                "attached": [asdict(table) for table in _tables(network)],
             }
         )
         networks.append(network)
@@ -67,6 +71,11 @@ def costs(
         for name, row in zip(names, rows, strict=True):
             row |= measured[name]
     return rows
+
+
+def _tables(network: nn.Module) -> tuple[Attached, ...]:
+    tables = getattr(network, "attached", ())
+    return tables if isinstance(tables, tuple) else ()
 
 
 def speeds(

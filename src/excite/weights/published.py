@@ -191,8 +191,9 @@ _CADENE_FILES: dict[str, Preprocessing] = {
 
 
 def find(spec: Spec | str, tag: str) -> Published | None:
-    """The file that is published under a tag for exactly the network that a spec names; None if there is none.
+    """The file that is published under a tag for the network that a spec names; None if there is none.
 
+    Of a spec with units it is the host's: the units are new. (A paper's network with units has a name of its own.)
     For ``torchvision:NAME`` and ``timm:NAME`` those libraries' own records are asked: ``imagenet`` is their default.
     """
     record = _records(parse_spec(spec)).get(tag)
@@ -228,7 +229,7 @@ def require(spec: Spec | str, tag: str) -> Published:
 
 
 def _records(spec: Spec) -> dict[str, Published]:
-    if spec.units or spec.source not in _SOURCES:
+    if spec.source not in _SOURCES:
         return {}
     found = {record.tag: record for record in _SOURCES[spec.source](spec)}
     return dict(sorted(found.items(), key=lambda item: item[0] != "imagenet"))
