@@ -413,6 +413,10 @@ def test_the_hosts_weights_load_after_attaching_too(tmp_path):
     images = torch.randn(2, 3, 64, 64)
     assert torch.equal(network(images), host(images))
     assert all(".se." in name for name in origin.fresh)
+    loaded = create("torchvision:resnet18", num_classes=6, weights=file)
+    assert loaded.origin.fresh == frozenset()
+    excite.attach(loaded)
+    assert loaded.origin.fresh == origin.fresh
     cut = {name: tensor for name, tensor in network.state_dict().items() if name != "layer1.0.bn2.se.reduce.weight"}
     torch.save(cut, file)
     with pytest.raises(UsageError, match=r"1 missing: layer1\.0\.bn2\.se\.reduce\.weight"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from itertools import chain, count
 from typing import Any, Literal
 
@@ -131,6 +132,7 @@ def attach(
     except UsageError as error:
         hooks.remove(module, only=set(names))
         raise UsageError(f"{type(module).__name__} no longer runs with units in it, and has none: {error}") from error
+    _note_fresh(module, names)
     rows = [
         AttachedUnit(
             full,
@@ -161,6 +163,14 @@ def detach(module: nn.Module) -> nn.Module:
     if not hooks.remove(module):
         raise UsageError(f"{type(module).__name__} has no attached units.")
     return module
+
+
+def _note_fresh(module: nn.Module, names: list[str]) -> None:
+    """Where a network knows the origin of its weights, the units are no part of what came from there."""
+    origin = getattr(module, "origin", None)
+    if origin is not None and hasattr(origin, "fresh"):
+        new = {name for name, _ in module.named_parameters() if name.startswith(tuple(f"{unit}." for unit in names))}
+        module.origin = replace(origin, fresh=origin.fresh | new)
 
 
 def _check_bare(module: nn.Module) -> None:

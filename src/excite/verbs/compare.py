@@ -43,7 +43,7 @@ from excite.training.optimization import host_factor
 from excite.training.recipe import Recipe, load
 from excite.training.run import Run, versions
 from excite.verbs.costs import speeds
-from excite.verbs.evaluate import _fingerprint, score, scores_on_test
+from excite.verbs.evaluate import fingerprint, score, scores_on_test
 
 log = logging.getLogger(__name__)
 
@@ -290,7 +290,7 @@ def _score_start(run: Run, recipe: Recipe, images: ImageData) -> None:
     recipe, fed, network = starting_point(recipe, images)
     assert images.test is not None
     scored = score(network, images.test, fed.preprocessing, recipe.trainer.device)
-    content = {"metrics": scored.metrics, "images": scored.images, "fingerprint": _fingerprint(images, "start")}
+    content = {"metrics": scored.metrics, "images": scored.images, "fingerprint": fingerprint(images, "start")}
     write_json(run.folder / "start.json", content)
 
 
@@ -298,7 +298,7 @@ def _start_score(run: Run, images: ImageData) -> float | None:
     """What a run started from scored on these images, or None where that is not known."""
     with contextlib.suppress(OSError, ValueError, KeyError):
         kept = json.loads((run.folder / "start.json").read_text())
-        if kept["fingerprint"] == _fingerprint(images, "start"):
+        if kept["fingerprint"] == fingerprint(images, "start"):
             return float(kept["metrics"][ClassificationTask.metric.name])
     return None
 

@@ -330,10 +330,10 @@ def scores_on_test(run: Run, images: ImageData, build: Callable[[], nn.Module] |
     card = run.card
     if tuple(card["classes"]) != images.classes:
         raise UsageError(f"{run.folder} was trained on other classes than those of '{images.name}'")
-    fingerprint = _fingerprint(images, card["sha256"])
+    wanted = fingerprint(images, card["sha256"])
     kept, summary = run.folder / "test.safetensors", run.folder / "test.json"
     with contextlib.suppress(OSError, ValueError, KeyError):
-        if json.loads(summary.read_text())["fingerprint"] == fingerprint:
+        if json.loads(summary.read_text())["fingerprint"] == wanted:
             scores: NDArray[np.float32] = safetensors.numpy.load_file(kept)["scores"]
             if len(scores) == len(images.test):
                 return scores
@@ -341,11 +341,12 @@ def scores_on_test(run: Run, images: ImageData, build: Callable[[], nn.Module] |
     scored = score(trained.network, images.test, trained.preprocessing, run.recipe.trainer.device)
     arrays = {"scores": scored.scores, "predictions": scored.details["predictions"]}
     write_atomically(kept, safetensors.numpy.save(arrays))
-    write_json(summary, {"metrics": scored.metrics, "images": scored.images, "fingerprint": fingerprint})
+    write_json(summary, {"metrics": scored.metrics, "images": scored.images, "fingerprint": wanted})
     return scored.scores
 
 
-def _fingerprint(images: ImageData, weights: str) -> str:
+def fingerprint(images: ImageData, weights: str) -> str:
+    """What scores on the test images hang on: the images, and the weights by their checksum."""
     split = images.test
     if split is None:
         raise ExciteError(f"'{images.name}' has no test images.")
