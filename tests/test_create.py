@@ -16,6 +16,8 @@ from excite.surgery import units as unit_registry
 from excite.surgery.hooks import attached_units
 from excite.surgery.units import register_unit, units
 from excite.units.added_kernels import AddedKernels
+from excite.units.cbam import ConvolutionalBlockAttention
+from excite.units.efficient_channel import EfficientChannelAttention
 from excite.units.selective_kernel import SelectiveKernel
 from excite.units.squeeze_excite import SqueezeExcite
 
@@ -304,6 +306,15 @@ def test_register_unit_for_the_convolution():
         register_unit("se", depthwise)
     with pytest.raises(UsageError, match="branch or convolution"):
         register_unit("other", depthwise, place="stem")
+
+
+def test_eca_and_cbam_are_built_in_as_se_is():
+    for unit, kind in (("eca", EfficientChannelAttention), ("cbam", ConvolutionalBlockAttention)):
+        network = create(f"resnet20+{unit}:kernel=5", num_classes=6)
+        assert len(found(network, kind)) == 9
+        assert not names(network)
+        network(torch.randn(2, 3, 32, 32)).sum().backward()
+        assert all(parameter.grad is not None for parameter in network.parameters())
 
 
 # --- units that are attached -----------------------------------------------------------------------------------

@@ -321,19 +321,15 @@ def _stage_list(stages: Any, last: int) -> set[int]:
 
 
 def _nothing(module: nn.Module, recorded: Record, looked_for: str, found: Found) -> str:
-    kind = type(module).__name__
-    if found.missed:
-        return f"Nothing attached to {kind}: of the {looked_for}, none can be reached ({found.missed[0]})."
-    names = [call.name for call in recorded.calls if call.output is not None and call.output.is_map and call.name]
-    convolutions = [call.name for call in recorded.calls if isinstance(call.module, CONVOLUTIONS)]
-    candidates = convolutions or names
-    if not candidates:
-        return f"Nothing attached to {kind}: it has no {looked_for}, nor any module that makes a feature map."
-    listed = ", ".join(candidates[:8]) + (f" and {len(candidates) - 8} more" if len(candidates) > 8 else "")
-    return (
-        f"Nothing attached to {kind}: it has no {looked_for}. "
-        f"Its convolutions, as candidates for a pattern in where=, are {listed}."
+    convolutions = list(
+        dict.fromkeys(c.name for c in recorded.calls if isinstance(c.module, CONVOLUTIONS) and c.name)
     )
+    listed = ", ".join(convolutions[:8]) + (f" and {len(convolutions) - 8} more" if len(convolutions) > 8 else "")
+    why = (
+        f"none of its {looked_for} can be reached ({found.missed[0]})" if found.missed else f"it has no {looked_for}"
+    )
+    candidates = f" Its convolutions, as candidates for a pattern in where=, are {listed}." if listed else ""
+    return f"Nothing attached to {type(module).__name__}: {why}.{candidates}"
 
 
 def _insert(module: nn.Module, name: str, chosen: list[Place], built: list[nn.Module]) -> list[str]:
