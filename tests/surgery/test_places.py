@@ -228,7 +228,7 @@ def test_networks_in_one_and_three_dimensions():
 @pytest.mark.parametrize(
     ("network", "arguments", "message"),
     [
-        (nn.Linear(3, 3), {}, "Linear has no convolutions"),
+        (nn.Linear(3, 3), {}, "Linear has no module that convolves: give .* example="),
         (torch.compile(TinyResNet()), {}, "compiled by torch.compile.*attach to the network before that"),
         (nn.DataParallel(TinyResNet()), {}, "wrapped for parallel training"),
         (nn.Sequential(nn.LazyConv2d(4, 3)), {}, "makes its parameters when it first runs"),

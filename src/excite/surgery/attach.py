@@ -18,6 +18,7 @@ from excite.errors import UsageError
 from excite.networks.site import Site
 from excite.spec import UnitSpec, parse_spec
 from excite.surgery import hooks, places
+from excite.surgery.hooks import attached_units
 from excite.surgery.places import Found, How, Place
 from excite.surgery.record import CONVOLUTIONS, Record, record
 from excite.surgery.summary import Attached, AttachedUnit
@@ -107,31 +108,39 @@ def attach(
         raise UsageError(f"init is identity or paper, not {init!r}.")
     _check_bare(module)
     name, make, around = _maker(unit)
+    before = list(attached_units(module))
     recorded = record(module, example)
-    found, looked_for = _found(recorded, where, around)
-    numbered = _stage_numbers(found.places)
-    chosen = _chosen(found.places, numbered, stages)
-    if not chosen:
-        raise UsageError(_nothing(module, recorded, looked_for, found))
-    if gated := places.channel_gates(recorded):
+    like = next((parameter for parameter in module.parameters() if parameter.is_floating_point()), None)
+    draw = he_initialise if is_own(name) else None  # a unit of the user's own draws its weights itself
+    input_size = recorded.inputs[0].size[-1] if recorded.inputs and recorded.inputs[0].size else 224
+    while True:
+        found, looked_for = _found(recorded, where, around)
+        numbered = _stage_numbers(found.places)
+        chosen = _chosen(found.places, numbered, stages)
+        if not chosen:
+            raise UsageError(_nothing(module, recorded, looked_for, found))
+        built = [
+            _built(make, around, draw, place, numbered[place.value.size], input_size, init, like) for place in chosen
+        ]
+        names = _insert(module, name, chosen, built)
+        try:
+            idle = _idle(record(module, example, attached=True), chosen, built)
+        except UsageError as error:
+            hooks.remove(module, only=set(names))
+            kind = type(module).__name__
+            raise UsageError(f"{kind} no longer runs with units in it, and has none: {error}") from error
+        if not idle:
+            break
+        hooks.remove(module, only=set(names))
+        recorded = replace(recorded, barred=recorded.barred | idle)
+    gated = places.channel_gates(recorded) + [unit_name for unit_name, _ in before if around is None]
+    if gated:
         logger.warning(
             "%s gates its channels already, in %d places (%s, …): a second gate seldom helps",
             type(module).__name__,
             len(gated),
             gated[0] or "its forward",
         )
-    input_size = recorded.inputs[0].size[-1] if recorded.inputs and recorded.inputs[0].size else 224
-    like = next((parameter for parameter in module.parameters() if parameter.is_floating_point()), None)
-    draw = he_initialise if is_own(name) else None  # a unit of the user's own draws its weights itself
-    built = [
-        _built(make, around, draw, place, numbered[place.value.size], input_size, init, like) for place in chosen
-    ]
-    names = _insert(module, name, chosen, built)
-    try:
-        record(module, example)
-    except UsageError as error:
-        hooks.remove(module, only=set(names))
-        raise UsageError(f"{type(module).__name__} no longer runs with units in it, and has none: {error}") from error
     _note_fresh(module, names)
     rows = [
         AttachedUnit(
@@ -160,9 +169,31 @@ def detach(module: nn.Module) -> nn.Module:
     Raises:
         UsageError: nothing is attached to it.
     """
+    if not isinstance(module, nn.Module):
+        raise UsageError(f"Units are detached from an nn.Module, not from {type(module).__name__}.")
     if not hooks.remove(module):
         raise UsageError(f"{type(module).__name__} has no attached units.")
     return module
+
+
+def _idle(recorded: Record, chosen: list[Place], built: list[nn.Module]) -> frozenset[nn.Module]:
+    """The modules that cannot hold a unit, as a run with units shows.
+
+    Some run their children one after the other, and so call a unit twice; of some the output is not used.
+
+    Raises:
+        UsageError: a unit changes the shape of a feature map.
+    """
+    bad = set()
+    for place, item in zip(chosen, built, strict=True):
+        calls = recorded.calls_of(item)
+        used = all(call.output is not None and call.output.consumers for call in calls)
+        if len(calls) != len(recorded.calls_of(place.call.module)) or not used:
+            bad.add(place.call.module)
+        for call in calls if place.how != "around" else []:
+            if call.input and call.output and call.input.shape != call.output.shape:
+                raise UsageError(f"the unit gives {call.output.shape} for a map of {call.input.shape}")
+    return frozenset(bad)
 
 
 def _note_fresh(module: nn.Module, names: list[str]) -> None:
@@ -175,6 +206,10 @@ def _note_fresh(module: nn.Module, names: list[str]) -> None:
 
 def _check_bare(module: nn.Module) -> None:
     """Refuse what has looked at the network already, and would not notice new parts of it."""
+    if not isinstance(module, nn.Module):
+        raise UsageError(
+            f"Units are attached to an nn.Module, not to {type(module).__name__}: excite.create makes one."
+        )
     wrapped = {
         "compiled by torch.compile": hasattr(module, "_orig_mod") or module._compiled_call_impl is not None,
         "wrapped for parallel training": isinstance(module, (DistributedDataParallel, nn.DataParallel)),
@@ -196,8 +231,13 @@ KernelMaker = Callable[[nn.Conv2d, int], nn.Module]
 def _maker(given: str | UnitSpec | Maker) -> tuple[str, Maker, KernelMaker | None]:
     """The name of a unit, what makes it for a site, and, for a kernel unit, what makes it for a convolution."""
     if not isinstance(given, (str, UnitSpec)):
-        return getattr(given, "__name__", "unit").strip("<>"), given, None
-    spec = parse_spec(f"host+{given}").units[0] if isinstance(given, str) else given
+        if isinstance(given, (nn.Module, type)) or not callable(given):
+            raise UsageError("A unit is a name such as 'se', or a function from a site to a new module for it.")
+        return getattr(given, "__name__", "unit").strip("<>").replace(".", "_"), given, None
+    several = parse_spec(f"host+{given}").units
+    if len(several) > 1:
+        raise UsageError(f"{given!r} are {len(several)} units: attach one after the other.")
+    (spec,) = several
     for key in ("stages", "where", "init"):
         if key in dict(spec.arguments):
             raise UsageError(f"{key} is an argument of attach, not of the unit: attach(…, {key}=…).")
@@ -238,7 +278,7 @@ def _built(
                     f"{type(built).__name__} has no start_as_identity(): write one, or give init='paper'"
                 )
             start()
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise UsageError(f"Cannot attach to {place.name}: {error}.") from error
     if like is not None:
         # A network may lie on several devices; its norms may be of higher precision than the rest.
@@ -253,9 +293,9 @@ def _width(built: nn.Module) -> int | None:
 
 def _inputs(place: Place) -> list[tuple[int, ...]]:
     if place.how != "around":
-        return [place.value.shape]
+        return [(1, *place.value.shape[1:])]
     assert place.call.input is not None
-    return [place.call.input.shape, place.value.shape]
+    return [(1, *place.call.input.shape[1:]), (1, *place.value.shape[1:])]
 
 
 # --- which places --------------------------------------------------------------------------------------------------
@@ -312,7 +352,7 @@ def _stage_list(stages: Any, last: int) -> set[int]:
     if match:
         wanted = set(range(int(match[1]), int(match[2] or match[1]) + 1))
     elif not isinstance(stages, str) and isinstance(stages, Iterable):
-        wanted = set(stages)
+        wanted = {stage for stage in stages if isinstance(stage, int)}
     else:
         wanted = set()
     if not wanted or not wanted <= set(range(1, last + 1)):
@@ -336,6 +376,7 @@ def _insert(module: nn.Module, name: str, chosen: list[Place], built: list[nn.Mo
     names = []
     for place, item in zip(chosen, built, strict=True):
         host = place.call.module
+        name = name.replace(".", "_")  # which separates modules in PyTorch
         names_for_it = chain([name], (f"{name}_{number}" for number in count(2)))
         free = next(candidate for candidate in names_for_it if not hasattr(host, candidate))
         hooks.insert(host, free, item, HOOKS[place.how])

@@ -8,6 +8,7 @@ reference: in a deep copy it calls the copy's.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -63,8 +64,8 @@ class OnShortcut(Hook):
         x = unit.__dict__.pop("shortcut", None)
         if x is None:
             raise RuntimeError(
-                f"{type(module).__name__} was called outside of its block, whose input {self.unit!r} rescales: "
-                "torch.fx takes blocks apart, torch.export does not"
+                f"{type(module).__name__} was called outside of its block, whose input {self.unit!r} rescales: by "
+                "torch.fx, which takes blocks apart, or by a checkpoint of the branch alone; checkpoint whole blocks"
             )
         return output + (unit(x) - x)
 
@@ -77,13 +78,32 @@ class KeepShortcut(Hook):
 
     def __call__(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:
         """The arguments stay."""
-        if isinstance(arguments[0], Tensor):  # and not what stands for one while torch.fx traces
-            module.get_submodule(self.unit).__dict__["shortcut"] = arguments[0]
+        unit = self.find(module)
+        if unit is not None and isinstance(arguments[0], Tensor):  # and not what stands for one while torch.fx traces
+            unit.__dict__["shortcut"] = arguments[0]
+
+    def find(self, block: nn.Module) -> nn.Module | None:
+        """The unit; None where the module that held it was replaced."""
+        try:
+            return block.get_submodule(self.unit)
+        except AttributeError:
+            return None
+
+
+class DropShortcut(KeepShortcut):
+    """At the end of the block: lets go of its input, should the branch not have been called."""
+
+    def __call__(self, module: nn.Module, arguments: tuple[Any, ...], output: Any = None) -> None:
+        """The output stays."""
+        unit = self.find(module)
+        if unit is not None:
+            unit.__dict__.pop("shortcut", None)
 
 
 def insert(module: nn.Module, name: str, unit: nn.Module, hook: type[Hook]) -> None:
     """Make the unit a child of the module, and have the hook call it."""
     module.add_module(name, unit)
+    unit.__dict__["_attached"] = True  # tells it from the host's own children, also where its hook was lost
     # A state dict of the host alone has nothing for the unit, and is complete for all that.
     unit.register_load_state_dict_pre_hook(keep_if_absent)  # type: ignore[no-untyped-call]
     if hook is OnInput:
@@ -95,6 +115,7 @@ def insert(module: nn.Module, name: str, unit: nn.Module, hook: type[Hook]) -> N
 def keep_shortcut(block: nn.Module, unit: str) -> None:
     """Have a block hand its input on to the unit at that path within it."""
     block.register_forward_pre_hook(KeepShortcut(unit))
+    block.register_forward_hook(DropShortcut(unit), always_call=True)
 
 
 def keep_if_absent(unit: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
@@ -103,25 +124,42 @@ def keep_if_absent(unit: nn.Module, state: dict[str, Any], prefix: str, *_: Any)
         state.update({prefix + name: value for name, value in unit.state_dict().items()})
 
 
-def attached_units(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The attached units of a network by their names."""
-    for name, module in network.named_modules():
-        for _, _, hook in _hooks(module):
-            if not isinstance(hook, KeepShortcut):
-                yield _joined(name, hook.unit), hook.of(module)
+def attached_units(network: nn.Module, every_name: bool = False) -> Iterator[tuple[str, nn.Module]]:
+    """The attached units of a network by their names; by all of them where modules have several."""
+    for name, module in network.named_modules(remove_duplicate=not every_name):
+        for child, unit in module.named_children():
+            if "_attached" in unit.__dict__:
+                yield _joined(name, child), unit
 
 
 def remove(network: nn.Module, only: set[str] | None = None) -> int:
     """Take out attached units and their hooks, all or those of the names given; returns how many units."""
-    count = 0
-    for name, module in list(network.named_modules()):
+    names = [name for name, _ in attached_units(network) if only is None or name in only]
+    for prefix, module in network.named_modules():
         for held, number, hook in list(_hooks(module)):
-            if only is None or _joined(name, hook.unit) in only:
+            if only is None or _joined(prefix, hook.unit) in only:
                 del held[number]
-                if not isinstance(hook, KeepShortcut):
-                    del module._modules[hook.unit]
-                    count += 1
-    return count
+                module._forward_hooks_always_called.pop(number, None)
+    for name in names:
+        holder, _, child = name.rpartition(".")
+        del network.get_submodule(holder)._modules[child]
+    return len(names)
+
+
+@contextmanager
+def silenced(network: nn.Module) -> Iterator[None]:
+    """For a while, the attached units of a network do not act."""
+    before = []
+    for module in network.modules():
+        for held, number, _ in list(_hooks(module)):
+            before.append((held, dict(held)))
+            del held[number]
+    try:
+        yield
+    finally:
+        for held, hooks in reversed(before):
+            held.clear()
+            held.update(hooks)
 
 
 def _joined(module: str, unit: str) -> str:

@@ -154,16 +154,25 @@ def before_branches(record: Record) -> Found:
     places, missed = [], []
     for residual in residuals(record):
         first = [op for op in residual.convolutions() if _is_first(op, residual)]
-        if len(first) != 1 or first[0].call is None or first[0].call.input is None:
+        if len(first) != 1:
             missed.append(f"{residual.name}: {len(first)} convolutions begin its branch")
+        elif first[0].call is None or first[0].call.input is None:
+            missed.append(f"{residual.name}: its first convolution is no module that is called with a tensor")
         else:
             places.append(Place(first[0].call, "before", first[0].call.input))
     return _called_once(record, places, missed)
 
 
 def _is_first(convolution: Operation, residual: Residual) -> bool:
-    way = _ways_back(convolution.inputs[0])
-    return way.get(residual.split, 1) == 0
+    waiting = [convolution.inputs[0]]
+    while waiting:
+        here = waiting.pop()
+        if here is residual.split:
+            return True
+        # Beyond a sum lies another block, which then begins the branch.
+        if here.producer and not here.producer.convolves and not here.producer.adds:
+            waiting += here.producer.inputs
+    return False
 
 
 def after_additions(record: Record) -> Found:
@@ -188,7 +197,9 @@ def on_shortcuts(record: Record) -> Found:
         # No module makes this shortcut: it is the block's input. The end of the branch stands in for it.
         block = next((c for c in reversed(record.calls) if _is_block(c, residual)), None)
         end = _handle(record, [residual.branch], residual.branch)
-        if block is None or end is None or not end.call.within(block):
+        if residual.addition.overwrites and residual.addition.inputs[0] is residual.shortcut:
+            missed.append(f"{residual.name}: the sum is written over its shortcut, which a unit there still needs")
+        elif block is None or end is None or not end.call.within(block):
             missed.append(f"{residual.name}: no module makes its shortcut or holds the block")
         else:
             places.append(Place(end.call, "shortcut", residual.split, block))
@@ -234,7 +245,7 @@ def at_stage_ends(record: Record) -> Found:
     last: dict[tuple[int, ...], Value] = {}
     for value in record.values:
         area = math.prod(value.size)
-        smaller = any(2 * math.prod(op.outputs[0].size) <= area for op in value.consumers)
+        smaller = any(2 * math.prod(op.outputs[0].size) <= area for op in value.consumers if op.outputs)
         if value.is_map and value.producer and value.size in convolved and smaller:
             last[value.size] = value
     return _outputs(record, [(f"{'×'.join(map(str, size))}", value) for size, value in last.items()], backwards=True)
@@ -268,13 +279,15 @@ def kernels(record: Record, matches: Callable[[str, nn.Module], bool] | None = N
         convolutions = _usual_kernels(record, convolutions)
     else:
         convolutions = [op for op in convolutions if op.call and matches(op.call.name, op.call.module)]
-    places = []
+    places, missed = [], []
     for operation in convolutions:
         call = operation.call
         assert call is not None
         if call.input is not None and call.output is not None and call.output.is_map:
             places.append(Place(call, "around", call.output))
-    return _called_once(record, places, [])
+        else:
+            missed.append(f"{call.name}: it is not called with a feature map as its first argument")
+    return _called_once(record, places, missed)
 
 
 def _usual_kernels(record: Record, convolutions: list[Operation]) -> list[Operation]:
@@ -283,7 +296,10 @@ def _usual_kernels(record: Record, convolutions: list[Operation]) -> list[Operat
     if additions:
         chosen = [op for op in chosen if op.number < additions[-1].addition.number]
     for residual in additions:
-        spatial = [op for op in chosen if op in residual.inside]
+        # A skip around whole blocks has convolutions of its own, and those of the blocks are not its.
+        inner = [other for other in additions if other.addition in residual.inside]
+        nested = {op for other in inner for op in other.inside}
+        spatial = [op for op in chosen if op in residual.inside and op not in nested]
         beside = set(_between(residual.split, residual.shortcut))
         left = {*spatial[:-1], *beside}
         chosen = [op for op in chosen if op not in left]
@@ -374,20 +390,20 @@ def _moves(operation: Operation) -> bool:
 def _handle(record: Record, wanted: list[Value], value: Value) -> Place | None:
     """The innermost module whose output the value is, else the innermost whose input it alone is."""
     for call in reversed(record.calls):
-        made_here = call.output is value and _holds(call)
+        made_here = call.output is value and _holds(record, call)
         if made_here and all(other.output in wanted for other in record.calls_of(call.module)):
             return Place(call, "after", value)
     for call in reversed(record.calls):
-        taken_here = call.input is value and _holds(call)
+        taken_here = call.input is value and _holds(record, call)
         alone = taken_here and all(op.call is not None and op.call.within(call) for op in value.consumers)
         if alone and all(other.input in wanted for other in record.calls_of(call.module)):
             return Place(call, "before", value)
     return None
 
 
-def _holds(call: Call) -> bool:
+def _holds(record: Record, call: Call) -> bool:
     # A container runs or iterates over its children: one more would change what it does.
-    return bool(call.name) and not isinstance(call.module, _CONTAINERS)
+    return bool(call.name) and not isinstance(call.module, _CONTAINERS) and call.module not in record.barred
 
 
 def _called_once(record: Record, places: list[Place], missed: list[str]) -> Found:
@@ -398,7 +414,9 @@ def _called_once(record: Record, places: list[Place], missed: list[str]) -> Foun
     found = []
     for (module, _), same in kept.items():
         calls = {place.call for place in same}
-        if len(calls) == len(record.calls_of(module)) and len({place.value.channels for place in same}) == 1:
+        if module in record.barred:
+            missed.append(f"{same[0].name}: a unit there is not called as it is, or what it gives is not used")
+        elif len(calls) == len(record.calls_of(module)) and len({place.value.channels for place in same}) == 1:
             found.append(same[0])
         else:
             missed.append(f"{same[0].name}: the same module is called elsewhere, too")

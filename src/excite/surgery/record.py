@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +24,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from excite.cost import hollow_copy
 from excite.errors import UsageError
-from excite.surgery.hooks import attached_units
+from excite.surgery.hooks import attached_units, silenced
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -72,6 +73,7 @@ class Operation:
     outputs: list[Value]
     call: Call | None
     transposed: bool = False
+    overwrites: bool = False  # its first input
 
     @property
     def convolves(self) -> bool:
@@ -96,8 +98,9 @@ class Operation:
     @property
     def unary(self) -> bool:
         """Whether it turns one tensor into another of the same shape, position by position."""
-        one = len(self.inputs) == 1 and len(self.outputs) == 1
-        return one and self.inputs[0].shape == self.outputs[0].shape and not self.convolves and not self.normalises
+        if len(self.inputs) != 1 or len(self.outputs) != 1 or self.inputs[0].shape != self.outputs[0].shape:
+            return False
+        return not (self.convolves or self.normalises or "pool" in self.name)
 
 
 @dataclass(eq=False)
@@ -120,11 +123,15 @@ class Call:
 
 @dataclass(frozen=True)
 class Record:
-    """A recorded run; operations and calls in the order in which they began."""
+    """A recorded run; operations and calls in the order in which they began.
+
+    ``barred`` are modules that cannot hold a unit, though the flow of tensors does not show it.
+    """
 
     operations: list[Operation]
     calls: list[Call]
     inputs: list[Value]
+    barred: frozenset[nn.Module] = frozenset()
 
     def calls_of(self, module: nn.Module) -> list[Call]:
         """Every call of one module."""
@@ -138,13 +145,15 @@ class Record:
             yield from operation.outputs
 
 
-def record(module: nn.Module, example: Any = None) -> Record:
+def record(module: nn.Module, example: Any = None, attached: bool = False) -> Record:
     """Run a network once in eval mode, and write down what it does.
 
     Args:
         module: any network. It is left as it was.
         example: what to call it with: a tensor, or a tuple of arguments; only the shapes matter to most networks. By
             default one image of zeros whose channels and size suit the network's first convolution.
+        attached: with the units that were attached, whose calls are recorded and whose insides are not; by default
+            they do not act, and only the host is seen.
 
     Raises:
         UsageError: the network does not run on the example, or on no guess.
@@ -159,67 +168,70 @@ def record(module: nn.Module, example: Any = None) -> Record:
     for attempt in (_without_contents, _for_real):
         for arguments in examples if attempt is _without_contents else examples[:1]:
             try:
-                return attempt(module, arguments)
+                return attempt(module, arguments, attached)
             except Exception as error:  # whatever a foreign forward may raise; the last one is told
                 reason = error
-    shapes = [tuple(item.shape) for item in tree_iter(examples[0]) if isinstance(item, Tensor)]
+    shapes = [str(tuple(item.shape)) for item in tree_iter(examples[0]) if isinstance(item, Tensor)]
     kind = type(module).__name__
-    told = str(reason).partition("\n")[0] or type(reason).__name__
+    told = (str(reason).partition("\n")[0] or type(reason).__name__).rstrip(".")
+    given = f"an input of shape {', '.join(shapes)}" if shapes else "an example that holds no tensor"
     advice = "give what to call it with as example=" if guessed else "give another example"
-    raise UsageError(
-        f"{kind} does not run on an input of shape {', '.join(map(str, shapes))}: {told.rstrip('.')}; {advice}."
-    ) from reason
+    raise UsageError(f"{kind} does not run on {given}: {told}" + ("." if attached else f"; {advice}.")) from reason
 
 
 def _guesses(module: nn.Module) -> Iterator[tuple[Tensor]]:
     first = next((child for child in module.modules() if isinstance(child, CONVOLUTIONS)), None)
     if first is None:
-        raise UsageError(f"{type(module).__name__} has no convolutions: there is nothing to attach to.")
+        kind = type(module).__name__
+        raise UsageError(f"{kind} has no module that convolves: give what to call it with as example= if it does.")
     dimensions = len(first.kernel_size)
     table, config = getattr(module, "table", None), getattr(module, "pretrained_cfg", None)
     known = [getattr(table, "input_size", None)]
     if isinstance(config, dict):
         known += list(config.get("input_size", ()))[-1:]
-    for size in [*filter(None, known), 224, 64, 32, 299, 512]:
+    usual = [224, 64, 32, 299, 512] if dimensions < 3 else [32, 64, 128]
+    for size in [*filter(None, known), *usual]:
         yield (torch.zeros(1, first.in_channels, *[size] * dimensions, dtype=first.weight.dtype),)
 
 
-def _without_contents(module: nn.Module, arguments: tuple[Any, ...]) -> Record:
+def _without_contents(module: nn.Module, arguments: tuple[Any, ...], attached: bool) -> Record:
     hollow = hollow_copy(module).eval()
     originals = dict(module.named_modules(remove_duplicate=False))
     arguments = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), arguments)
-    return _run(hollow, arguments, lambda name: originals[name])
+    return _run(hollow, arguments, lambda name: originals[name], attached)
 
 
-def _for_real(module: nn.Module, arguments: tuple[Any, ...]) -> Record:
+def _for_real(module: nn.Module, arguments: tuple[Any, ...], attached: bool) -> Record:
     first = next((tensor for tensor in module.parameters()), torch.zeros(()))
     arguments = tree_map_only(Tensor, lambda tensor: tensor.to(first.device), arguments)
     modes = {child: child.training for child in module.modules()}
     originals = dict(module.named_modules())
     try:
-        return _run(module.eval(), arguments, lambda name: originals[name])
+        return _run(module.eval(), arguments, lambda name: originals[name], attached)
     finally:
         for child, training in modes.items():
             child.training = training
 
 
-def _run(network: nn.Module, arguments: tuple[Any, ...], original: Callable[[str], nn.Module]) -> Record:
+def _run(
+    network: nn.Module, arguments: tuple[Any, ...], original: Callable[[str], nn.Module], attached: bool
+) -> Record:
     recorder = _Recorder()
     handles = []
-    # What was attached before is part of the module that holds it.
-    attached = {part for _, unit in attached_units(network) for part in unit.modules()}
-    for name, child in network.named_modules():
-        if child in attached:
-            continue
-        handles.append(child.register_forward_pre_hook(recorder.enters(name, original(name)), prepend=True))
-        handles.append(child.register_forward_hook(recorder.leaves))
-    try:
-        with torch.no_grad(), recorder:
-            recorder.takes(arguments)
-            network(*arguments)
-    finally:
-        for handle in handles:
-            handle.remove()
+    units = {unit for _, unit in attached_units(network)}
+    unseen = {part for unit in units for part in unit.modules()} - (units if attached else set())
+    with nullcontext() if attached else silenced(network):
+        for name, child in network.named_modules():
+            if child not in unseen:
+                handles.append(child.register_forward_pre_hook(recorder.enters(name, original(name)), prepend=True))
+                handles.append(child.register_forward_hook(recorder.leaves))
+        try:
+            with torch.no_grad(), recorder:
+                recorder.takes(arguments)
+                recorder.gives(network(*arguments))
+        finally:
+            for handle in handles:
+                handle.remove()
     return Record(recorder.operations, recorder.calls, recorder.given)
 
 
@@ -237,6 +249,15 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if isinstance(tensor, Tensor):
                 self.known[tensor] = Value(tuple(tensor.shape), 1 if tensor.ndim >= 3 else None)
                 self.given.append(self.known[tensor])
+
+    def gives(self, result: Any) -> None:
+        """What the network returns is consumed by whoever called it."""
+        values = [
+            self.known[tensor] for tensor in tree_iter(result) if isinstance(tensor, Tensor) and tensor in self.known
+        ]
+        end = Operation("return", len(self.operations), values, [], None)
+        for value in values:
+            value.consumers.append(end)
 
     def enters(self, name: str, module: nn.Module) -> Callable[..., None]:
         def hook(_: nn.Module, arguments: Any) -> None:
@@ -269,14 +290,29 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return result
         operation = Operation(name, len(self.operations), inputs, [], self.stack[-1] if self.stack else None)
         operation.transposed = name == "convolution" and bool(args[6])
+        operation.overwrites = func._schema.name.endswith("_")
         for tensor in made:
             value = Value(tuple(tensor.shape), *_layout(operation, args, tuple(tensor.shape)), operation)
             operation.outputs.append(value)
             self.known[tensor] = value
+        if operation.overwrites and isinstance(args[0], Tensor):
+            self._overwritten(args[0]._base, args[0].shape, operation)
         for value in inputs:
             value.consumers.append(operation)
         self.operations.append(operation)
         return result
+
+    def _overwritten(self, whole: Tensor | None, part: torch.Size, operation: Operation) -> None:
+        """Of a tensor of which a part was written, all that follows is made from what was written."""
+        if whole is None or whole.shape == part:
+            return
+        if whole in self.known:
+            operation.inputs.append(self.known[whole])
+        source = operation.inputs[0]
+        at = source.channels_at if len(whole.shape) == len(source.shape) else None
+        value = Value(tuple(whole.shape), at, source.pooled, operation)
+        operation.outputs.append(value)
+        self.known[whole] = value
 
 
 # --- where the channels are ----------------------------------------------------------------------------------------

@@ -157,7 +157,7 @@ def _read(path: Path) -> Content:
 def _units_not_in(given: Mapping[str, Tensor], module: nn.Module) -> set[str]:
     """The names of attached units of which a file knows nothing: it is the host's, from before."""
     names: set[str] = set()
-    for name, unit in attached_units(module):
+    for name, unit in attached_units(module, every_name=True):
         own = {f"{name}.{key}" for key in unit.state_dict()}
         if own.isdisjoint(given):
             names |= own
