@@ -80,6 +80,17 @@ def test_the_score_at_the_start_is_a_column_where_there_are_weights(tuned: dict[
     assert "at the" not in printed(tuned, width)
 
 
+def test_long_specs_are_broken_where_they_may_be(tuned: dict[str, Any]) -> None:
+    for entry, spec in zip(
+        tuned["results"][1:], ("resnet20+se:where=conv3x3,stages=1-2", "resnet20+sk:init=identity"), strict=False
+    ):
+        entry["spec"] = spec
+    lines = [line.strip() for line in printed(tuned, 80).splitlines()]
+    for piece in ("resnet20+se:", "where=conv3x3,", "stages=1-2", "resnet20+sk:", "init=identity"):
+        assert any(line.startswith(piece) for line in lines), piece
+    assert all(len(line) <= 80 for line in lines)
+
+
 def test_the_table_imports_neither_torch_nor_plotly() -> None:
     code = "import sys, excite.report.table; assert not {'torch', 'plotly', 'jinja2'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from rich import box
@@ -98,17 +99,36 @@ def _narrow(result: dict[str, Any]) -> Table:
         ("latency", "ratio"): ("latency", "ratio"),
         ("throughput", "training"): ("images/s", "training"),
     }
+    if wording.has_starts(result):  # one column more, and what matters least has to go
+        del columns[("throughput", "training")]
     table = _table(result)
     for (key, _), (title, under) in columns.items():
         header = _stack(Text(title), Text(under, style="" if key == "start" else "dim"))
         if key == "spec":
-            table.add_column(header, overflow="fold", min_width=12)
+            pieces = [piece for entry in result["results"] for piece in _pieces(entry["spec"])]
+            table.add_column(header, overflow="fold", min_width=min(20, max(12, *map(len, pieces))))
         else:
             table.add_column(header, justify="right", no_wrap=True)
     for entry in result["results"]:
         cells = _cells(entry, result)
+        cells["spec"] = Text("\n".join(_lines(entry["spec"])), style="bold")
         table.add_row(*(_stack(cells[key], cells[under]) for key, under in columns), end_section=True)
     return table
+
+
+def _pieces(spec: str) -> list[str]:
+    """A spec, taken apart where it may be broken: before a unit, after a colon or comma."""
+    return re.split(r"(?=\+)|(?<=[:,])", spec)
+
+
+def _lines(spec: str, width: int = 18) -> list[str]:
+    lines = [""]
+    for piece in _pieces(spec):
+        if lines[-1] and len(lines[-1]) + len(piece) > width:
+            lines.append(piece)
+        else:
+            lines[-1] += piece
+    return lines
 
 
 def _stack(above: Text, under: Text) -> Text:
