@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain, count
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from excite.surgery.hooks import attached_units
 from excite.surgery.places import Found, How, Place
 from excite.surgery.record import CONVOLUTIONS, Record, record
 from excite.surgery.summary import Attached, AttachedUnit
-from excite.surgery.units import arguments_of, he_initialise, is_own, unit
+from excite.surgery.units import EVERY_UNITS, arguments_of, he_initialise, is_own, unit
 
 logger = logging.getLogger("excite.surgery")
 
@@ -107,22 +107,17 @@ def attach(
     if init not in ("identity", "paper"):
         raise UsageError(f"init is identity or paper, not {init!r}.")
     _check_bare(module)
-    name, make, around = _maker(unit)
-    before = list(attached_units(module))
+    maker = _maker(unit)
+    before = [name for name, _ in attached_units(module)]
     recorded = record(module, example)
-    like = next((parameter for parameter in module.parameters() if parameter.is_floating_point()), None)
-    draw = he_initialise if is_own(name) else None  # a unit of the user's own draws its weights itself
-    input_size = recorded.inputs[0].size[-1] if recorded.inputs and recorded.inputs[0].size else 224
     while True:
-        found, looked_for = _found(recorded, where, around)
+        found, looked_for = _found(recorded, where, maker.is_kernel)
         numbered = _stage_numbers(found.places)
         chosen = _chosen(found.places, numbered, stages)
         if not chosen:
             raise UsageError(_nothing(module, recorded, looked_for, found))
-        built = [
-            _built(make, around, draw, place, numbered[place.value.size], input_size, init, like) for place in chosen
-        ]
-        names = _insert(module, name, chosen, built)
+        built = _all_built(maker, module, recorded, chosen, numbered, init)
+        names = _insert(maker.name, chosen, built)
         try:
             idle = _idle(record(module, example, attached=True), chosen, built)
         except UsageError as error:
@@ -133,7 +128,7 @@ def attach(
             break
         hooks.remove(module, only=set(names))
         recorded = replace(recorded, barred=recorded.barred | idle)
-    gated = places.channel_gates(recorded) + [unit_name for unit_name, _ in before if around is None]
+    gated = places.channel_gates(recorded) + ([] if maker.is_kernel else before)
     if gated:
         logger.warning(
             "%s gates its channels already, in %d places (%s, …): a second gate seldom helps",
@@ -154,7 +149,8 @@ def attach(
         )
         for full, place, item in zip(names, chosen, built, strict=True)
     ]
-    return Attached(str(unit) if isinstance(unit, (str, UnitSpec)) else name, tuple(rows), tuple(found.missed))
+    text = str(unit) if isinstance(unit, (str, UnitSpec)) else maker.name
+    return Attached(text, tuple(rows), tuple(found.missed))
 
 
 def detach(module: nn.Module) -> nn.Module:
@@ -224,53 +220,56 @@ def _check_bare(module: nn.Module) -> None:
 
 # --- which unit ----------------------------------------------------------------------------------------------------
 
-Maker = Callable[[Site], nn.Module]
-KernelMaker = Callable[[nn.Conv2d, int], nn.Module]
+
+@dataclass(frozen=True)
+class _Maker:
+    """How a kind of unit is made.
+
+    Attributes:
+        name: of the units, as children of their modules.
+        make: from the module at a place and the place's site.
+        is_kernel: whether it stands around a convolution, rather than after or before a module.
+        draw: gives its weights their first values; None where the unit does so itself.
+    """
+
+    name: str
+    make: Callable[[nn.Module, Site], nn.Module]
+    is_kernel: bool = False
+    draw: Callable[[nn.Module], None] | None = None
 
 
-def _maker(given: str | UnitSpec | Maker) -> tuple[str, Maker, KernelMaker | None]:
-    """The name of a unit, what makes it for a site, and, for a kernel unit, what makes it for a convolution."""
+def _maker(given: str | UnitSpec | Callable[[Site], nn.Module]) -> _Maker:
     if not isinstance(given, (str, UnitSpec)):
         if isinstance(given, (nn.Module, type)) or not callable(given):
             raise UsageError("A unit is a name such as 'se', or a function from a site to a new module for it.")
-        return getattr(given, "__name__", "unit").strip("<>").replace(".", "_"), given, None
+        name = getattr(given, "__name__", "unit").strip("<>").replace(".", "_")
+        return _Maker(name, lambda _, site: given(site))
     several = parse_spec(f"host+{given}").units
     if len(several) > 1:
-        raise UsageError(f"{given!r} are {len(several)} units: attach one after the other.")
+        raise UsageError(f"{str(given)!r} are {len(several)} units: attach one after the other.")
     (spec,) = several
-    for key in ("stages", "where", "init"):
+    for key in EVERY_UNITS:
         if key in dict(spec.arguments):
             raise UsageError(f"{key} is an argument of attach, not of the unit: attach(…, {key}=…).")
     kind = unit(spec.name)
+    name = spec.name.replace(".", "_")  # a point separates modules in PyTorch
+    draw = he_initialise if is_own(spec.name) else None
     if kind.location == "branch":
         arguments = arguments_of(spec, kind.factory)
-        return spec.name, lambda site: kind.factory(site, **arguments), None
+        return _Maker(name, lambda _, site: kind.factory(site, **arguments), draw=draw)
     if kind.around is None:
         raise UsageError(f"The unit {spec.name!r} stands for a whole convolution: it cannot keep a trained one.")
     around, arguments = kind.around, arguments_of(spec, kind.around)
-    return spec.name, kind.factory, lambda convolution, size: around(convolution, size, **arguments)
+    return _Maker(name, lambda host, site: around(host, site.input_size, **arguments), is_kernel=True, draw=draw)
 
 
-def _built(
-    make: Maker,
-    around: KernelMaker | None,
-    draw: Callable[[nn.Module], None] | None,
-    place: Place,
-    stage: int,
-    input_size: int,
-    init: Init,
-    like: torch.Tensor | None,
-) -> nn.Module:
-    host, channels = place.call.module, place.value.channels
+def _built(maker: _Maker, place: Place, site: Site, init: Init, like: torch.Tensor | None) -> nn.Module:
+    """A unit with its first values, on the device of the module at its place and in the precision of ``like``."""
+    host = place.call.module
     try:
-        if around is not None:
-            assert isinstance(host, nn.Conv2d)
-            built = around(host, input_size)
-        else:
-            site = Site(stage, channels, channels, 1, 1, "identity", input_size, residual=False, attached=True)
-            built = make(site)
-        if draw is not None:
-            draw(built)
+        built = maker.make(host, site)
+        if maker.draw is not None:
+            maker.draw(built)
         if init == "identity":
             start = getattr(built, "start_as_identity", None)
             if start is None:
@@ -284,6 +283,25 @@ def _built(
         # A network may lie on several devices; its norms may be of higher precision than the rest.
         built.to(next(host.parameters(), like).device, like.dtype)
     return built.train(host.training)
+
+
+def _all_built(
+    maker: _Maker,
+    module: nn.Module,
+    recorded: Record,
+    chosen: list[Place],
+    numbered: dict[tuple[int, ...], int],
+    init: Init,
+) -> list[nn.Module]:
+    """A unit for each place."""
+    input_size = recorded.inputs[0].size[-1] if recorded.inputs and recorded.inputs[0].size else 224
+    like = next((parameter for parameter in module.parameters() if parameter.is_floating_point()), None)
+    units = []
+    for place in chosen:
+        channels, stage = place.value.channels, numbered[place.value.size]
+        site = Site(stage, channels, channels, 1, 1, "identity", input_size, residual=False, attached=True)
+        units.append(_built(maker, place, site, init, like))
+    return units
 
 
 def _width(built: nn.Module) -> int | None:
@@ -301,8 +319,9 @@ def _inputs(place: Place) -> list[tuple[int, ...]]:
 # --- which places --------------------------------------------------------------------------------------------------
 
 
-def _found(recorded: Record, where: str | Predicate, around: KernelMaker | None) -> tuple[Found, str]:
-    if around is not None:
+def _found(recorded: Record, where: str | Predicate, is_kernel: bool) -> tuple[Found, str]:
+    """The places, and what was looked for, in words."""
+    if is_kernel:
         if where == "auto":
             return places.kernels(recorded), "convolutions with a square kernel of 3 or more"
         _check_pattern(where, known=())
@@ -372,11 +391,10 @@ def _nothing(module: nn.Module, recorded: Record, looked_for: str, found: Found)
     return f"Nothing attached to {type(module).__name__}: {why}.{candidates}"
 
 
-def _insert(module: nn.Module, name: str, chosen: list[Place], built: list[nn.Module]) -> list[str]:
+def _insert(name: str, chosen: list[Place], built: list[nn.Module]) -> list[str]:
     names = []
     for place, item in zip(chosen, built, strict=True):
         host = place.call.module
-        name = name.replace(".", "_")  # which separates modules in PyTorch
         names_for_it = chain([name], (f"{name}_{number}" for number in count(2)))
         free = next(candidate for candidate in names_for_it if not hasattr(host, candidate))
         hooks.insert(host, free, item, HOOKS[place.how])
