@@ -369,11 +369,16 @@ def test_units_in_a_registered_network():
     assert names(create("plain+cbam", num_classes=3)) == ["second.cbam"]
 
 
-def test_without_weights_attached_units_are_drawn_and_with_weights_they_start_as_the_identity(tmp_path):
+def saved_host(spec, folder):
+    """A network of six classes, and the file of its weights."""
     torch.manual_seed(0)
-    host = create("torchvision:resnet18", num_classes=6).eval()
-    file = tmp_path / "host.pth"
+    host, file = create(spec, num_classes=6).eval(), folder / "host.pth"
     torch.save(host.state_dict(), file)
+    return host, file
+
+
+def test_without_weights_attached_units_are_drawn_and_with_weights_they_start_as_the_identity(tmp_path):
+    host, file = saved_host("torchvision:resnet18", tmp_path)
     images = torch.randn(2, 3, 64, 64)
     network = create("torchvision:resnet18+se", num_classes=6, weights=file).eval()
     assert torch.equal(network(images), host(images))
@@ -399,10 +404,7 @@ def test_a_file_of_the_whole_network_fills_the_units_too(tmp_path):
 
 
 def test_weights_of_the_host_of_an_own_network_have_its_units_attached(tmp_path):
-    torch.manual_seed(0)
-    host = create("resnet20", num_classes=6).eval()
-    file = tmp_path / "host.pth"
-    torch.save(host.state_dict(), file)
+    host, file = saved_host("resnet20", tmp_path)
     images = torch.randn(2, 3, 32, 32)
     for unit in ("se", "sk"):
         network = create(f"resnet20+{unit}", num_classes=6, weights=file).eval()
@@ -416,9 +418,7 @@ def test_weights_of_the_host_of_an_own_network_have_its_units_attached(tmp_path)
 
 
 def test_the_hosts_weights_load_after_attaching_too(tmp_path):
-    host = create("torchvision:resnet18", num_classes=6).eval()
-    file = tmp_path / "host.pth"
-    torch.save(host.state_dict(), file)
+    host, file = saved_host("torchvision:resnet18", tmp_path)
     network = create("torchvision:resnet18+se:init=identity", num_classes=6).eval()
     origin = excite.load_weights(network, file)
     images = torch.randn(2, 3, 64, 64)

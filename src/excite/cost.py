@@ -56,10 +56,7 @@ def cost(module: nn.Module, input_shape: Sequence[int]) -> Cost:
 
 def macs_of(module: nn.Module, *shapes: Sequence[int]) -> int:
     """The multiply–adds of one call of a module with tensors of these shapes, batch included; as :func:`cost`."""
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
-        hollow_copy(module).eval()(*(torch.empty(*shape, device="meta") for shape in shapes))
-    return int(counter.get_total_flops()) // 2
+    return _count(hollow_copy(module).eval(), *(torch.empty(*shape, device="meta") for shape in shapes))
 
 
 def hollow_copy(module: nn.Module) -> nn.Module:
@@ -87,8 +84,11 @@ def _macs_for_real(module: nn.Module, shape: tuple[int, ...]) -> int:
 
 def _macs(network: nn.Module, shape: tuple[int, ...], device: torch.device) -> int:
     floating = (tensor.dtype for tensor in network.parameters() if tensor.is_floating_point())
-    image = torch.zeros(1, *shape, dtype=next(floating, torch.float32), device=device)
+    return _count(network, torch.zeros(1, *shape, dtype=next(floating, torch.float32), device=device))
+
+
+def _count(module: nn.Module, *inputs: Tensor) -> int:
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
-        network(image)
+        module(*inputs)
     return int(counter.get_total_flops()) // 2  # a multiply–add is two floating-point operations

@@ -143,6 +143,16 @@ def test_skips_around_skips():
     assert [row.name for row in before.units] == [f"body.blocks.{i}.0.se" for i in range(3)]
 
 
+def test_convolutions_after_an_enlargement_are_no_first_ones():
+    """A decoder that interpolates: what comes after it sees features, too."""
+
+    def forward(net, x):
+        return net.up(F.interpolate(net.down(x), scale_factor=2.0))
+
+    network = Host(forward, down=conv(8, 8, 2), up=conv())
+    assert [unit.name for unit in excite.attach(network, "sk", example=X).units] == ["down.sk", "up.sk"]
+
+
 def test_blocks_whose_branch_is_sometimes_skipped():
     class Sometimes(Residual):
         def forward(self, x):

@@ -164,14 +164,15 @@ def before_branches(record: Record) -> Found:
 
 
 def _is_first(convolution: Operation, residual: Residual) -> bool:
-    waiting = [convolution.inputs[0]]
+    waiting, seen = [convolution.inputs[0]], set[Value]()
     while waiting:
         here = waiting.pop()
         if here is residual.split:
             return True
         # Beyond a sum lies another block, which then begins the branch.
-        if here.producer and not here.producer.convolves and not here.producer.adds:
+        if here not in seen and here.producer and not here.producer.convolves and not here.producer.adds:
             waiting += here.producer.inputs
+        seen.add(here)
     return False
 
 
@@ -291,7 +292,11 @@ def kernels(record: Record, matches: Callable[[str, nn.Module], bool] | None = N
 
 
 def _usual_kernels(record: Record, convolutions: list[Operation]) -> list[Operation]:
-    chosen = [op for op in convolutions if not _is_first_of_all(op)]
+    convolved: set[Value] = set()
+    for operation in record.operations:
+        if "conv" in operation.name or convolved.intersection(operation.inputs):
+            convolved.update(operation.outputs)
+    chosen = [op for op in convolutions if op.inputs[0] in convolved]
     additions = residuals(record)
     if additions:
         chosen = [op for op in chosen if op.number < additions[-1].addition.number]
@@ -304,11 +309,6 @@ def _usual_kernels(record: Record, convolutions: list[Operation]) -> list[Operat
         left = {*spatial[:-1], *beside}
         chosen = [op for op in chosen if op not in left]
     return chosen
-
-
-def _is_first_of_all(convolution: Operation) -> bool:
-    ways = _ways_back(convolution.inputs[0])
-    return not any(value.producer and "conv" in value.producer.name for value in ways)
 
 
 def _between(split: Value, value: Value) -> list[Operation]:
