@@ -20,7 +20,7 @@ class Preprocessing:
         resize: the shorter side is first resized to this many pixels, then the centre is cropped; None means
             ``size``, and an image that already is ``size`` × ``size`` is then left as it is.
         interpolation: ``"bilinear"`` or ``"bicubic"``, with antialiasing.
-        channels: 3 (red, green, blue) or 1 (grey).
+        channels: 3 (red, green, blue), 1 (grey), or as many as a scene has bands or components.
     """
 
     size: int
@@ -33,8 +33,8 @@ class Preprocessing:
     def __post_init__(self) -> None:
         object.__setattr__(self, "mean", tuple(float(value) for value in self.mean))
         object.__setattr__(self, "std", tuple(float(value) for value in self.std))
-        if self.channels not in (1, 3):
-            raise UsageError(f"channels is {self.channels}: an image has 3 (red, green, blue) or 1 (grey).")
+        if self.channels < 1:
+            raise UsageError(f"channels is {self.channels}: an image has at least one.")
         if self.size < 1 or (self.resize is not None and self.resize < self.size):
             raise UsageError(
                 f"size is {self.size} and resize {self.resize}: the size must be at least 1 pixel, and what is "

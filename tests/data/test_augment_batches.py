@@ -195,3 +195,28 @@ def test_an_image_mixed_with_one_of_its_own_class_keeps_its_class() -> None:
 def test_bad_choices(values: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         Augmentation(**values)  # type: ignore[arg-type]
+
+
+def test_quarter_turns_lay_a_square_in_all_eight_ways_and_each_as_often() -> None:
+    square = np.arange(9, dtype=np.float32).reshape(1, 3, 3)
+    ways = {np.rot90(side, k, (1, 2)).tobytes(): 0 for side in (square, square[..., ::-1]) for k in range(4)}
+    assert len(ways) == 8
+    count = 4000
+    batch = torch.from_numpy(np.repeat(square[None], count, 0))
+    for image in crop_and_flip(batch, Augmentation(flip=0.5, quarter_turns=1.0), 0, 0, np.arange(count)).numpy():
+        ways[image.tobytes()] += 1  # a KeyError were it none of the eight
+    expected = count / 8
+    chi_squared = sum((found - expected) ** 2 / expected for found in ways.values())
+    assert chi_squared < 24.3  # 0.999 quantile of chi-squared with 7 degrees of freedom
+
+
+def test_quarter_turns_are_each_images_own_draw_and_for_squares_only() -> None:
+    images = torch.rand(40, 2, 5, 5)
+    choice = Augmentation(quarter_turns=0.5)
+    whole = crop_and_flip(images, choice, 3, 1, np.arange(40))
+    part = np.array([7, 3, 39])
+    assert torch.equal(crop_and_flip(images[part], choice, 3, 1, part), whole[part])
+    same = [torch.equal(one, other) for one, other in zip(images, whole, strict=True)]
+    assert 15 <= sum(same) <= 35  # a half is not asked, and a quarter of the others is turned by none: 25 expected
+    with pytest.raises(UsageError, match="square images, and these are 4×5"):
+        crop_and_flip(images[..., :4, :], choice, 0, 0, np.arange(40))

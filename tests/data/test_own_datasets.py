@@ -148,7 +148,7 @@ def test_nothing_given() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"channels": 4}, "channels is 4"),
+        ({"channels": 0}, "channels is 0"),
         ({"size": 0}, "size is 0"),
         ({"resize": 6}, "resize 6"),
         ({"mean": (0.5,)}, "mean has 1"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +32,8 @@ class Augmentation:
         padding: width of the frame, in pixels, for ``"pad"``.
         min_area: smallest window for ``"resized"``, as a share of the image; the aspect ratio lies in 3/4 … 4/3.
         flip: probability of a mirror image (left–right).
+        quarter_turns: probability of a turn by 0, 1, 2 or 3 right angles, each as likely; with ``flip`` 1/2 all eight
+            ways to lay a square are. For images without an upside, seen from above.
         randaugment: number of RandAugment operations (Cubuk et al. 2020), 0 for none.
         magnitude: strength of these operations, 0 … 30.
         erasing: probability of random erasing (Zhong et al. 2020); what is erased becomes the mean colour.
@@ -42,6 +45,7 @@ class Augmentation:
     padding: int = 4
     min_area: float = 0.08
     flip: float = 0.0
+    quarter_turns: float = 0.0
     randaugment: int = 0
     magnitude: int = 9
     erasing: float = 0.0
@@ -52,7 +56,7 @@ class Augmentation:
         if self.crop not in CROPS:
             hint = nearest(str(self.crop), list(CROPS))
             raise UsageError(f"augmentation.crop is {self.crop!r}: choose one of {', '.join(CROPS)}. {hint}".strip())
-        for name in ("flip", "erasing"):
+        for name in ("flip", "quarter_turns", "erasing"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"augmentation.{name} is {getattr(self, name)}: a probability lies in 0 … 1.")
         for name in ("padding", "randaugment", "mixup", "cutmix"):
@@ -77,7 +81,7 @@ PHOTOS = Augmentation(crop="resized", flip=0.5)
 def crop_and_flip(
     images: torch.Tensor, augmentation: Augmentation, seed: int, epoch: int, index: Indices
 ) -> torch.Tensor:
-    """Cut the padded window and mirror, for a whole batch of equally sized images at once.
+    """Cut the padded window, mirror and turn, for a whole batch of equally sized images at once.
 
     Args:
         images: (N, C, H, W), any dtype.
@@ -98,7 +102,22 @@ def crop_and_flip(
     if augmentation.flip:
         flipped = uniform(seed, epoch, index, "flip")[:, 0] < augmentation.flip
         pixels = np.where(flipped[:, None, None, None], pixels[..., ::-1], pixels)
+    if augmentation.quarter_turns:
+        pixels = _turned(pixels, augmentation.quarter_turns, seed, epoch, index)
     return torch.from_numpy(np.ascontiguousarray(pixels))
+
+
+def _turned(pixels: npt.NDArray[Any], chance: float, seed: int, epoch: int, index: Indices) -> npt.NDArray[Any]:
+    if pixels.shape[-1] != pixels.shape[-2]:
+        raise UsageError(
+            f"augmentation.quarter_turns turns square images, and these are {pixels.shape[-2]}×{pixels.shape[-1]}."
+        )
+    draw = uniform(seed, epoch, index, "quarter-turns", 2)
+    turns = np.where(draw[:, 0] < chance, np.floor(4 * draw[:, 1]), 0).astype(np.int64)
+    turned = np.empty_like(pixels)
+    for quarters in range(4):
+        turned[turns == quarters] = np.rot90(pixels[turns == quarters], quarters, axes=(2, 3))
+    return turned
 
 
 def resized_windows(

@@ -85,6 +85,8 @@ class Split:
         scales: size of the object in each image, relative to the set's usual size, float32 (N,); None where
             it is not known or is drawn anew in each epoch.
         broken: names of the images that were skipped because they cannot be read.
+        blocks: which patch of ground each image comes from, int64 (N,): images of one block look alike, and the
+            intervals of a comparison count the blocks; None where the images are independent of each other.
     """
 
     images: Images
@@ -93,6 +95,7 @@ class Split:
     num_classes: int
     scales: torch.Tensor | None = None
     broken: tuple[str, ...] = ()
+    blocks: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
