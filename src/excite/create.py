@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -113,6 +114,37 @@ def _with_weights(spec: Spec, weights: Weights, build: Callable[[Spec], nn.Modul
         settled = "init" in dict(given.arguments) or (given in inside and not of_host)
         units.append(given if settled else replace(given, arguments=(*given.arguments, ("init", "identity"))))
     return replace(spec, units=tuple(units))
+
+
+def for_window(spec: str | Spec, window: int) -> Spec:
+    """The spec of a network that takes windows of this side.
+
+    A network of excite's own that is built for windows of one size (:mod:`excite.networks.hybridsn`) gets the
+    argument ``window``, where the spec does not give it and the side is not the one that it was drawn for. Every
+    other spec stays as it is.
+
+    Args:
+        spec: of any network.
+        window: side of the windows, or images, in pixels.
+
+    Raises:
+        UsageError: the spec gives another side.
+    """
+    spec = parse_spec(spec)
+    if spec.source is not None or spec.name not in CATALOG:
+        return spec
+    entry = CATALOG[spec.name]
+    if "window" not in inspect.signature(FAMILIES[type(entry.table)].adjusted).parameters:
+        return spec
+    given = dict(spec.arguments).get("window")
+    if given is not None and given.isdecimal() and int(given) != window:
+        raise UsageError(
+            f"{str(spec)!r} is a network for windows of {given}×{given} pixels, but these are {window}×{window}; "
+            "leave window= out of the spec."
+        )
+    if given is not None or window == entry.input_size:
+        return spec
+    return replace(spec, arguments=(*spec.arguments, ("window", str(window))))
 
 
 def networks() -> list[str]:

@@ -19,15 +19,14 @@ FIGURES = [
 
 
 @functools.cache
-def costs(spec, num_classes, size):
+def costs(spec, num_classes, size, channels=3):
     with torch.device("meta"):
-        return cost(create(spec, num_classes), (3, size, size))
+        return cost(create(spec, num_classes, channels), (channels, size, size))
 
 
 @pytest.mark.parametrize(("spec", "entry", "figures"), FIGURES)
 def test_published_figures(spec, entry, figures):
-    num_classes = 1000 if "ImageNet" in figures.data else 10
-    found = costs(spec, num_classes, entry.input_size)
+    found = costs(spec, entry.classes, entry.input_size, entry.in_channels)
     if figures.parameters:
         # A figure published with one or two digits (0.5 M, 0.27 M, 1.7 M) is known to half its last one only.
         rounding = 0.5 * 10.0 ** -len(str(figures.parameters).partition(".")[2])
@@ -114,6 +113,13 @@ def test_sizes_by_reduction(spec, mebibytes):
 )
 def test_cifar_figures(spec, parameters):
     assert costs(spec, 10, 32).parameters / 1e6 == pytest.approx(parameters, rel=0.01)
+
+
+@pytest.mark.parametrize("name", CATALOG)
+def test_what_a_network_was_drawn_for(name):
+    entry = CATALOG[name]
+    expected = (30, 16) if name.startswith("hybridsn") else (3, 10 if entry.input_size == 32 else 1000)
+    assert (entry.in_channels, entry.classes) == expected
 
 
 @pytest.mark.parametrize("name", CATALOG)

@@ -26,7 +26,7 @@ def randomised(unit, seed=0):
     """The unit in float64 with batch norms that do something: random weights, biases and running statistics."""
     generator = torch.Generator().manual_seed(seed)
     for module in unit.double().modules():
-        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
             for tensor in (module.weight.data, module.running_var):
                 tensor.uniform_(0.5, 1.5, generator=generator)
             for tensor in (module.bias.data, module.running_mean):
@@ -149,6 +149,157 @@ def test_initialisation_keeps_the_variance():
     unit = SelectiveKernel(64, 256, branches=TWO, groups=1)
     for branch in unit.branches:  # He et al. 2015, Eq. 14: variance 2 / (kernel² · outputs)
         assert branch[0].weight.std().item() == pytest.approx((2 / (9 * 256)) ** 0.5, rel=0.02)
+
+
+# ---- maps of three dimensions, and kernels without padding ----
+
+
+def convolve_anywhere(x, weight, dilation, stride, groups, padding):
+    """A convolution over maps of any number of dimensions, tap by tap; `padding` on both sides of each."""
+    channels, per_group, *kernel = weight.shape
+    padded = np.pad(x, ((0, 0), (0, 0), *((margin, margin) for margin in padding)))
+    spans = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
+    sizes = [(have - span) // stride + 1 for have, span in zip(padded.shape[2:], spans, strict=True)]
+    out = np.zeros((len(x), channels, *sizes))
+    for c, *position in itertools.product(range(channels), *map(range, sizes)):
+        first = c // (channels // groups) * per_group  # the first input channel that this output channel sees
+        for tap in itertools.product(*map(range, kernel)):
+            place = tuple(p * stride + t * d for p, t, d in zip(position, tap, dilation, strict=True))
+            seen = padded[(slice(None), slice(first, first + per_group), *place)]
+            out[(slice(None), c, *position)] += seen @ weight[(c, slice(None), *tap)]
+    return out
+
+
+def paper_anywhere(unit, x, branches, paddings, stride, groups):
+    """V of Eq. 1 to 6 for maps of any number of dimensions."""
+    maps = []
+    for parts, (_, dilation), padding in zip(unit.branches, branches, paddings, strict=True):
+        weight = parts[0].weight.detach().numpy()
+        maps.append(relu(normalise(convolve_anywhere(x, weight, dilation, stride, groups, padding), parts[1])))
+    s = sum(maps).mean(tuple(range(2, x.ndim)))
+    z = relu(normalise(s @ unit.reduce.weight.detach().numpy().T, unit.norm))
+    powers = np.exp([z @ matrix.T for matrix in np.split(unit.expand.weight.detach().numpy(), len(maps))])
+    attention = powers / powers.sum(0)
+    across = (*attention.shape[1:], *[1] * (x.ndim - 2))
+    return sum(a.reshape(across) * u for a, u in zip(attention, maps, strict=True))
+
+
+SOLID = (((3, 2, 1), (1, 1, 1)), ((3, 2, 1), (2, 1, 1)), ((5, 2, 3), (1, 3, 1)))
+VALID = {  # of the branches: what the paddings must be so that all answer for the same positions
+    "spectral-spatial": ((((5, 3, 3), (1, 1, 1)), ((5, 3, 3), (2, 2, 2))), ((0, 0, 0), (2, 1, 1))),
+    "uneven": (SOLID, ((0, 0, 0), (1, 0, 0), (1, 1, 1))),
+    "square": (((3, 1), (3, 2), (5, 1)), ((0, 0), (1, 1), (1, 1))),
+    "even": ((((4, 2), (1, 1)), ((2, 2), (3, 1))), ((0, 0), (0, 0))),
+    "over the whole map": ((((6, 5), (1, 1)), ((6, 3), (1, 2))), ((0, 0), (0, 0))),
+}
+
+
+def spelled(branches, dimensions):
+    return [tuple((size,) * dimensions if isinstance(size, int) else size for size in branch) for branch in branches]
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize(("stride", "groups"), [(1, 1), (1, 2), (2, 1)])
+@pytest.mark.parametrize("name", VALID)
+def test_valid_equals_the_paper(name, stride, groups, training):
+    branches, paddings = VALID[name]
+    unit = SelectiveKernel(2, 4, stride, branches, groups, reduction=2, min_width=3, valid=True)
+    unit = randomised(unit).train(training)
+    x = random_map(3, 2, 6, 5, *([4] if len(paddings[0]) == 3 else []))
+    expected = paper_anywhere(unit, x.numpy(), spelled(branches, len(paddings[0])), paddings, stride, groups)
+    np.testing.assert_allclose(unit(x).detach().numpy(), expected, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_three_dimensions_with_padding(stride):
+    branches = [((3, 1, 3), (1, 1, 1)), ((3, 3, 5), (2, 1, 1))]
+    unit = randomised(SelectiveKernel(2, 4, stride, branches, 2, min_width=3)).eval()
+    x = random_map(2, 2, 5, 4, 6)
+    v = unit(x).detach().numpy()
+    assert v.shape[2:] == tuple(-(-size // stride) for size in (5, 4, 6))
+    expected = paper_anywhere(unit, x.numpy(), branches, [(1, 0, 1), (2, 1, 2)], stride, 2)
+    np.testing.assert_allclose(v, expected, rtol=1e-9, atol=1e-11)
+
+
+def test_tuples_and_numbers_name_the_same_unit():
+    torch.manual_seed(0)
+    numbers = SelectiveKernel(4, 8, groups=2)
+    torch.manual_seed(0)
+    tuples = SelectiveKernel(4, 8, groups=2, branches=(((3, 3), 1), ((3, 3), (2, 2))))
+    assert numbers.state_dict().keys() == tuples.state_dict().keys()
+    x = random_map(2, 4, 5, 6, dtype=torch.float32)
+    torch.testing.assert_close(tuples(x), numbers(x), rtol=0, atol=0)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    first=st.lists(st.integers(1, 4), min_size=2, max_size=3),
+    dilation=st.integers(1, 3),
+    room=st.integers(0, 4),
+    stride=st.integers(1, 3),
+)
+def test_size_of_a_valid_output(first, dilation, room, stride):
+    """As of the first branch's convolution without padding, where the other one spans more by an even number."""
+    own = tuple(first)
+    spread = tuple(dilation if (dilation - 1) * (k - 1) % 2 == 0 else 1 for k in own)
+    branches = ((own, (1,) * len(own)), (own, spread))
+    unit = SelectiveKernel(1, 2, stride, branches, groups=1, valid=True).eval()
+    v = unit(torch.zeros(1, 1, *(k + room for k in own)))
+    assert v.shape == (1, 2, *[room // stride + 1] * len(own))
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_gradients_in_three_dimensions(training):
+    torch.manual_seed(0)
+    branches = (((2, 3, 1), (1, 1, 1)), ((2, 3, 3), (1, 2, 1)))
+    unit = randomised(SelectiveKernel(2, 2, 1, branches, 1, reduction=2, min_width=2, valid=True)).train(training)
+    names, values = zip(*unit.named_parameters(), strict=True)
+
+    def run(x: Tensor, *parameters: Tensor) -> Tensor:
+        return torch.func.functional_call(unit, dict(zip(names, parameters, strict=True)), (x,))
+
+    assert torch.autograd.gradcheck(run, (random_map(3, 2, 3, 4, 2).requires_grad_(), *values))
+
+
+@pytest.mark.parametrize("branches", [SOLID[:2], SOLID], ids=["M=2", "M=3"])
+def test_three_dimensions_in_half_precision_traced_and_compiled(branches):
+    unit = randomised(SelectiveKernel(2, 4, 1, branches, 1, valid=True)).float()
+    x = random_map(4, 2, 6, 5, 4, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = unit(x)
+    assert half.dtype == torch.bfloat16
+    half.float().sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in unit.parameters())
+    unit.eval()
+    expected = unit(x)
+    torch.testing.assert_close(torch.fx.symbolic_trace(unit)(x), expected)
+    torch.compiler.reset()
+    torch.testing.assert_close(torch.compile(unit, fullgraph=True, backend="aot_eager")(x), expected)
+    torch.testing.assert_close(torch.export.export(unit, (x,)).module()(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("branches", "message"),
+    [
+        (((5, 1), (3, 1)), "must span as much as the first branch's or more .* one spans 3 and the first 5"),
+        (((3, 1), (4, 1)), "one spans 4 and the first 3"),
+        ((((3, 3, 4), 1), ((3, 3, 2), 2)), "one spans 5×5×3 and the first 3×3×4"),
+        ((((2, 2), 1), ((2, 2), 2)), "one spans 3 and the first 2"),
+        ((((3, 3, 3), 1), ((3, 3), 2)), "for maps of two or of three dimensions"),
+        ((((3,), 1), ((3,), 2)), "for maps of two or of three dimensions"),
+        ((((3, 3), 1), ((3, 3), (2, 2, 2))), "for maps of two or of three dimensions"),
+        ((((3, 0), 1), ((3, 3), 2)), "kernel must be a whole number of at least 1, got 0"),
+        ((((3, 3), 1), ((3, 3), (1, -1))), "dilation must be"),
+    ],
+)
+def test_valid_refuses_what_does_not_fit(branches, message):
+    with pytest.raises(ValueError, match=message):
+        SelectiveKernel(2, 4, 1, branches, 1, valid=True)
+
+
+def test_padded_kernels_are_odd_in_every_dimension():
+    with pytest.raises(ValueError, match=r"kernels must be odd, .* got 3×2×3"):
+        SelectiveKernel(2, 4, 1, (((3, 2, 3), 1), ((3, 3, 3), 2)), 1)
 
 
 # ---- gradients ----

@@ -30,6 +30,7 @@ def run(
     from rich.console import Console
     from rich.table import Table
 
+    from excite.report.networks import input_text
     from excite.report.wording import magnitude, significant
     from excite.surgery.summary import Attached
     from excite.verbs.costs import costs
@@ -42,8 +43,8 @@ def run(
     columns = ["network", "input", "parameters", "MACs", "size (MiB)"]
     table = Table(*columns, *(["latency (ms)", "× first", "images/s"] if latency else []))
     for row in results:
-        cells = [row["spec"], f"{row['size']}²", magnitude(row["parameters"]), magnitude(row["macs"])]
-        cells.append(significant(row["mebibytes"]))
+        cells = [row["spec"], input_text(row["size"], row["channels"])]
+        cells += [magnitude(row["parameters"]), magnitude(row["macs"]), significant(row["mebibytes"])]
         if latency:
             ratio = row["latency_ratio"]
             cells += [significant(row["latency_ms"]), f"{ratio:.2f}" if ratio else "", significant(row["throughput"])]

@@ -28,6 +28,7 @@ def run(
 
     from excite.errors import UsageError, nearest
     from excite.networks.catalog import CATALOG
+    from excite.report.networks import input_text
 
     entries = [entry for name, entry in CATALOG.items() if pattern is None or pattern in name]
     if not entries:
@@ -39,20 +40,24 @@ def run(
     if json:
         from dataclasses import asdict
 
-        print_json({"networks": [asdict(entry) | {"input_size": entry.input_size} for entry in entries]})
+        print_json({"networks": [asdict(entry) | _input(entry) for entry in entries]})
         return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for title in ("network", "input", "parameters", "GMACs", "top-1 error", "on"):
         justify = "left" if title in ("network", "on") else "right"
         table.add_column(title, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     for entry in entries:
-        table.add_row(entry.name, f"{entry.input_size}²", *_figures(entry))
+        table.add_row(entry.name, input_text(**_input(entry)), *_figures(entry))
     console = Console(highlight=False)
     console.print(table)
     console.print("Figures are the papers' own; * with the stride in the first 1×1 convolution (stride_in=1x1).")
     console.print("All of them, beside what is counted here:  excite networks --paper")
     console.print("Add units with +:  resnet50+se  resnet50+se:reduction=8,stages=1-3  resnet20+sk:branches=3-5")
     console.print("Other sources:  torchvision:resnet50  timm:convnext_tiny")
+
+
+def _input(entry: Entry) -> dict[str, int]:
+    return {"input_size": entry.input_size, "in_channels": entry.in_channels}
 
 
 def _figures(entry: Entry) -> list[str]:

@@ -15,6 +15,7 @@ from excite.networks.tables import (
     BN_INCEPTION,
     INCEPTION_RESNET_V2,
     BNInceptionTable,
+    HybridSNTable,
     InceptionResNetTable,
     MobileNetV1Table,
     MobileNetV2Table,
@@ -23,7 +24,13 @@ from excite.networks.tables import (
 )
 
 Table = (
-    ResNetTable | BNInceptionTable | InceptionResNetTable | MobileNetV1Table | MobileNetV2Table | ShuffleNetV2Table
+    ResNetTable
+    | BNInceptionTable
+    | InceptionResNetTable
+    | MobileNetV1Table
+    | MobileNetV2Table
+    | ShuffleNetV2Table
+    | HybridSNTable
 )
 
 
@@ -69,6 +76,18 @@ class Entry:
     def input_size(self) -> int:
         """Side of the square images that the network was drawn for."""
         return self.table.input_size
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the images that the network was drawn for: bands, for windows of a hyperspectral scene."""
+        return self.table.bands if isinstance(self.table, HybridSNTable) else 3
+
+    @property
+    def classes(self) -> int:
+        """How many the network was drawn for: ImageNet's 1000, CIFAR's 10, or those of the paper's first scene."""
+        if isinstance(self.table, HybridSNTable):
+            return self.table.classes
+        return 10 if self.input_size <= 64 else 1000
 
 
 def _basic(depths: tuple[int, ...], pool: Literal["padded", "ceil"] = "padded") -> ResNetTable:
@@ -167,6 +186,8 @@ _IMAGENET_299 = "ImageNet validation, 299×299"
 _SE_INCEPTION = "of the SE authors' own re-implementation, not of the released definition"
 _CIFAR10 = "CIFAR-10 test"
 _CIFAR100 = "CIFAR-100 test"
+_ROY = "Roy et al. 2020"
+_INDIAN_PINES = "Indian Pines test, {} % trained on"
 
 
 def _se(macs: float, top1: float, top5: float, spec: str | None = None) -> Figures:
@@ -397,6 +418,22 @@ CATALOG: dict[str, Entry] = {
                 Figures("Li et al. 2019, Table 5", _CIFAR10, 27.7, top1=3.47),
                 Figures("Li et al. 2019, Table 5", _CIFAR100, 27.7, top1=17.33),
             ),
+        ),
+        # Roy et al. have no batch norm; the figures are of their network. The other two are for comparison with it.
+        Entry(
+            "hybridsn",
+            "HybridSN",
+            HybridSNTable(spectral=(7, 5, 3), widths=(8, 16, 32, 64)),
+            figures=(
+                Figures(_ROY, _INDIAN_PINES.format(30), 5.122176, top1=0.25, spec="hybridsn:norm=none"),
+                Figures(_ROY, _INDIAN_PINES.format(10), 5.122176, top1=1.61, spec="hybridsn:norm=none"),
+            ),
+        ),
+        Entry("hybridsn_2d", "HybridSN in two dimensions", HybridSNTable(spectral=(), widths=(96, 160, 256, 64))),
+        Entry(
+            "hybridsn_3d",
+            "HybridSN in three dimensions",
+            HybridSNTable(spectral=(7, 5, 3, 3), widths=(8, 16, 32, 4)),
         ),
     )
 }

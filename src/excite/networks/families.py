@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import nn
 
-from excite.networks import bn_inception, inception_resnet, mobilenet, resnet, shufflenet
+from excite.networks import bn_inception, hybridsn, inception_resnet, mobilenet, resnet, shufflenet
 from excite.networks.tables import (
     BNInceptionTable,
+    HybridSNTable,
     InceptionResNetTable,
     MobileNetV1Table,
     MobileNetV2Table,
@@ -39,4 +40,5 @@ FAMILIES: dict[type, Family] = {
     BNInceptionTable: Family(bn_inception.bn_inception, bn_inception.adjusted),
     InceptionResNetTable: Family(inception_resnet.inception_resnet_v2, inception_resnet.adjusted),
     ShuffleNetV2Table: Family(shufflenet.shufflenet_v2, shufflenet.adjusted),
+    HybridSNTable: Family(hybridsn.hybridsn, hybridsn.adjusted),
 }

@@ -22,6 +22,10 @@ class Site:
         input_size: side of the images the network was drawn for, 32 for CIFAR.
         residual: whether a shortcut is added at the end of the branch.
         attached: whether the network was there before the unit.
+        kernel: of the convolution there, one number for each dimension of the map: three for (bands, height, width).
+        size: of the map that goes into the convolution, where the network is built for maps of one size only and
+            its convolutions are not padded: the map loses an edge to the kernel. None: they keep its size.
+        norm: whether a batch norm follows, or the convolution has a bias.
     """
 
     stage: int
@@ -33,11 +37,14 @@ class Site:
     input_size: int
     residual: bool = True
     attached: bool = False
+    kernel: tuple[int, ...] = (3, 3)
+    size: tuple[int, ...] | None = None
+    norm: bool = True
 
 
 Convolution = Callable[[Site], tuple[nn.Module, nn.Module, nn.Module]]
-"""Makes (convolution, batch norm, activation) for the 3×3 convolution of a block; a unit that brings its own batch
-norm and activation fills their places with ``nn.Identity``."""
+"""Makes (convolution, batch norm, activation) for a convolution with a kernel; a unit that brings its own batch norm
+and activation fills their places with ``nn.Identity``."""
 
 Join = Callable[[Site], nn.Module]
 """Makes the module at the end of a branch: called with (branch, shortcut), or where ``site.residual`` is false with
@@ -50,8 +57,15 @@ def conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1, grou
     return he_conv(in_channels, out_channels, (kernel, kernel), stride, padding, groups)
 
 
-class _Undrawn(nn.Conv2d):
+class _Undrawn2d(nn.Conv2d):
     """A convolution whose weights are left to its maker: PyTorch would draw them, and at once they are drawn anew."""
+
+    def reset_parameters(self) -> None:
+        pass
+
+
+class _Undrawn3d(nn.Conv3d):
+    """The same over three dimensions."""
 
     def reset_parameters(self) -> None:
         pass
@@ -71,10 +85,23 @@ def he_conv(
 
     The distribution is normal, as in its source (He et al. 2015, Sect. 2.2), or uniform, which is quicker to draw.
     """
-    convolution: nn.Conv2d = _Undrawn(in_channels, out_channels, kernel, stride, padding, groups=groups, bias=bias)
+    convolution: nn.Conv2d = _Undrawn2d(in_channels, out_channels, kernel, stride, padding, groups=groups, bias=bias)
     convolution.__class__ = nn.Conv2d  # nothing looking at the network is to see another kind of convolution
+    _draw(convolution, uniform)
+    return convolution
+
+
+def he_conv_3d(in_channels: int, out_channels: int, kernel: tuple[int, int, int], bias: bool = False) -> nn.Conv3d:
+    """The same over three dimensions, (bands, height, width): stride 1, no padding, normal."""
+    convolution: nn.Conv3d = _Undrawn3d(in_channels, out_channels, kernel, bias=bias)
+    convolution.__class__ = nn.Conv3d
+    _draw(convolution)
+    return convolution
+
+
+def _draw(convolution: nn.Conv2d | nn.Conv3d, uniform: bool = False) -> None:
     # PyTorch's kaiming_normal_ counts the outputs of all groups, which starves a depthwise convolution.
-    fan_out = out_channels * math.prod(kernel) // groups
+    fan_out = convolution.out_channels * math.prod(convolution.kernel_size) // convolution.groups
     std = math.sqrt(2) / math.sqrt(fan_out)
     if uniform:
         nn.init.uniform_(convolution.weight, -math.sqrt(3) * std, math.sqrt(3) * std)
@@ -82,7 +109,6 @@ def he_conv(
         nn.init.normal_(convolution.weight, std=std)
     if convolution.bias is not None:
         nn.init.zeros_(convolution.bias)
-    return convolution
 
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -93,9 +119,17 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 def plain_convolution(site: Site) -> tuple[nn.Module, nn.Module, nn.Module]:
-    """The 3×3 convolution of the plain network, its batch norm and its activation."""
-    convolution = conv(site.in_channels, site.out_channels, 3, site.stride, site.groups)
-    return convolution, nn.BatchNorm2d(site.out_channels), ACTIVATIONS[site.activation]()
+    """The convolution of the plain network, its batch norm and its activation."""
+    activation = ACTIVATIONS[site.activation]()
+    if len(site.kernel) == 3:
+        solid = he_conv_3d(site.in_channels, site.out_channels, site.kernel, bias=not site.norm)
+        return solid, nn.BatchNorm3d(site.out_channels) if site.norm else nn.Identity(), activation
+    height, width = site.kernel
+    padding = (height // 2, width // 2) if site.size is None else (0, 0)
+    convolution = he_conv(
+        site.in_channels, site.out_channels, (height, width), site.stride, padding, site.groups, bias=not site.norm
+    )
+    return convolution, nn.BatchNorm2d(site.out_channels) if site.norm else nn.Identity(), activation
 
 
 class Add(nn.Module):

@@ -170,6 +170,38 @@ class BNInceptionTable:
         return self.rows[-1].stage
 
 
+@dataclass(frozen=True)
+class HybridSNTable:
+    """Roy et al. 2020, Table I: 3-d convolutions over bands and positions, then 2-d ones, then dense layers.
+
+    No convolution is padded or strides.
+
+    Args:
+        spectral: how many bands the kernel of each 3-d convolution spans; the convolutions after them are 2-d.
+        widths: output channels of every convolution. All kernels are 3×3 over the positions.
+        dense: widths of the hidden dense layers.
+        dropout: after each of them.
+        norm: ``batch`` norm behind every convolution, or ``none`` (the paper) and biases instead.
+        bands: that the table is for.
+        classes: of the scene that the table is for.
+        input_size: side of the square windows that the table is for.
+    """
+
+    spectral: tuple[int, ...]
+    widths: tuple[int, ...]
+    dense: tuple[int, ...] = (256, 128)
+    dropout: float = 0.4
+    norm: Literal["batch", "none"] = "batch"
+    bands: int = 30
+    classes: int = 16
+    input_size: int = 25
+
+    @property
+    def stages(self) -> int:
+        """How many there are: every convolution is one."""
+        return len(self.widths)
+
+
 BN_INCEPTION = BNInceptionTable(
     stem=(64, 64, 192),
     rows=(

@@ -19,7 +19,11 @@ def networks_table(rows: Iterable[dict[str, Any]]) -> str:
             if row["note"] not in notes:
                 notes.append(row["note"])
             mark = f" [{notes.index(row['note']) + 1}]"
-        counted = (f"{row['input_size']}²", f"{row['parameters']:.3f}", f"{row['macs']:.3f}")
+        counted = (
+            input_text(row["input_size"], row["in_channels"]),
+            f"{row['parameters']:.3f}",
+            f"{row['macs']:.3f}",
+        )
         size, parameters, macs = counted if row["spec"] != before else ("", "", "")
         errors = " / ".join(f"{row[key]:.2f}" for key in ("top1", "top5") if row[key] is not None)
         source = f"{row['source']}; {row['data']}" if row["source"] else ""
@@ -37,6 +41,11 @@ def networks_table(rows: Iterable[dict[str, Any]]) -> str:
         before = row["spec"]
     lines += ["", *(f"[{number}] {note}.  " for number, note in enumerate(notes, start=1))]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def input_text(input_size: int, in_channels: int) -> str:
+    """An input in short: ``224²`` for an image, ``25²×30`` where it has other channels than red, green and blue."""
+    return f"{input_size}²" if in_channels == 3 else f"{input_size}²×{in_channels}"
 
 
 def _plain(value: float | None) -> str:

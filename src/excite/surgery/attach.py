@@ -323,10 +323,10 @@ def _found(recorded: Record, where: str | Predicate, is_kernel: bool) -> tuple[F
     """The places, and what was looked for, in words."""
     if is_kernel:
         if where == "auto":
-            return places.kernels(recorded), "convolutions with a square kernel of 3 or more"
+            return places.kernels(recorded), "2-d convolutions with a square kernel of 3 or more"
         _check_pattern(where, known=())
         matches = places.matching(where) if isinstance(where, str) else where
-        return places.kernels(recorded, matches), f"convolutions with a square kernel that match {where!r}"
+        return places.kernels(recorded, matches), f"2-d convolutions with a square kernel that match {where!r}"
     if where == "auto":
         missed: list[str] = []
         for name in ("branch", "concat", "stage"):

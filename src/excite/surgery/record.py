@@ -184,6 +184,10 @@ def _guesses(module: nn.Module) -> Iterator[tuple[Tensor]]:
     if first is None:
         kind = type(module).__name__
         raise UsageError(f"{kind} has no module that convolves: give what to call it with as example= if it does.")
+    shape = getattr(module, "input_shape", None)
+    if isinstance(shape, tuple):  # a network for windows of one size, whose bands are no channels to a convolution
+        yield (torch.zeros(1, *shape, dtype=first.weight.dtype),)
+        return
     dimensions = len(first.kernel_size)
     table, config = getattr(module, "table", None), getattr(module, "pretrained_cfg", None)
     known = [getattr(table, "input_size", None)]

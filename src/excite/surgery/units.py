@@ -158,6 +158,11 @@ def _block_attention(
     site: Site, *, reduction: int = 16, kernel: int = 7, min_width: int = 4, gate: Gate = "sigmoid"
 ) -> nn.Module:
     channels = site.out_channels
+    if len(site.kernel) != 2:
+        raise ValueError(
+            f"cbam looks at maps of two dimensions, and those of stage {site.stage} have {len(site.kernel)}: give "
+            "stages= with the 2-d ones, or se or eca"
+        )
     return ConvolutionalBlockAttention(channels, reduction, kernel, min_width=min_width, gate=_gate(site, gate))
 
 
@@ -175,7 +180,7 @@ Branches = Annotated[tuple[tuple[int, int], ...], PlainValidator(_branches)]
 def _selective_kernel(
     site: Site,
     *,
-    branches: Branches = ((3, 1), (3, 2)),
+    branches: Branches | None = None,
     groups: int | None = None,
     reduction: int = 16,
     min_width: int | None = None,
@@ -184,12 +189,28 @@ def _selective_kernel(
         site.in_channels,
         site.out_channels,
         site.stride,
-        branches,
+        _kernels(site, branches),
         groups or site.groups,
         reduction,
         min_width or _least_width(site.out_channels, site.input_size),
         activation=site.activation,
+        valid=site.size is not None,
     )
+
+
+def _kernels(
+    site: Site, branches: tuple[tuple[int, int], ...] | None
+) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """The kernels to choose from, with dilations: by default the one that belongs there, and that dilated by 2."""
+    dimensions = len(site.kernel)
+    if branches is None:
+        # Where a kernel spans the whole map, most taps of a dilated one would see nothing but padding.
+        whole = [site.size is not None and site.size[axis] == own for axis, own in enumerate(site.kernel)]
+        return [(site.kernel, (1,) * dimensions), (site.kernel, tuple(1 if all_of_it else 2 for all_of_it in whole))]
+    if site.size is not None and {(own, 1) for own in site.kernel} != {branches[0]}:
+        kernel = "×".join(map(str, site.kernel))
+        raise ValueError(f"branches begin with the kernel of stage {site.stage}, which is {kernel}: leave them out")
+    return [((kernel,) * dimensions, (dilation,) * dimensions) for kernel, dilation in branches]
 
 
 def _added_kernels(

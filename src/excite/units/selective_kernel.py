@@ -5,6 +5,7 @@ Paper: Li, Wang, Hu, Yang, "Selective Kernel Networks", arXiv 1903.06586.
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,10 @@ from torch import Tensor, nn
 from .parts import ACTIVATIONS, check_positive, make_part, mean_over_positions
 
 torch.fx.wrap("mean_over_positions")  # it looks at the shape: one node to a tracer
+
+
+Sizes = int | tuple[int, ...]
+"""One number for each dimension of a map, or one for all."""
 
 
 class SelectiveKernel(nn.Module):
@@ -29,17 +34,24 @@ class SelectiveKernel(nn.Module):
     (N, out_channels, ⌈H/stride⌉, ⌈W/stride⌉). W and the A are linear layers without bias, as in the authors' release.
     The convolutions are initialised after He et al. (fan-out, ReLU), the linear layers as is PyTorch's default.
 
+    With kernels of three numbers it goes over maps of three dimensions, (N, in_channels, D, H, W). With `valid` it
+    stands where a convolution without padding stood, and its map is of the size that such a one gives.
+
     Args:
         in_channels: channels of the input.
         out_channels: C, channels of every branch and of the output.
         stride: stride of every branch.
-        branches: M pairs (kernel, dilation), M ≥ 2, with odd kernels. The paper's 5×5 is 3×3 with dilation 2.
+        branches: M pairs (kernel, dilation), M ≥ 2, with odd kernels. The paper's 5×5 is 3×3 with dilation 2. Either
+            may be a tuple, with a number for each dimension of the map: two or three. Numbers alone are for two.
         groups: cardinality of every branch; divides `in_channels` and `out_channels`.
         reduction: r.
         min_width: L, the least width of z.
         activation: what ends each branch: "relu" (the paper), "silu", "gelu", "hard_swish", "identity", or a module,
             of which each branch gets its own copy. Where the output goes straight into an addition with a shortcut,
             "identity" lets it be negative. The ReLU of z does not change with it.
+        valid: the first branch is not padded, and the others just so much that they answer for the same positions.
+            What a kernel spans, dilation · (kernel − 1) + 1, must be that of the first branch or more by an even
+            number; so kernels may be even, too.
 
     The submodules are `branches` (each a Sequential of convolution, batch norm, activation), `reduce` (W), `norm` and
     `activation` (of z), `expand` (A₁ … A_M, one below the other: its first C rows are those of branch 0) and `gate`
@@ -49,8 +61,9 @@ class SelectiveKernel(nn.Module):
     A batch of one cannot be trained on: `norm` sees one value per channel then, and PyTorch raises ValueError.
 
     Raises:
-        ValueError: an unknown name, a number below 1, fewer than two branches, an even kernel, or groups that do not
-            divide the channels.
+        ValueError: an unknown name, a number below 1, fewer than two branches, kernels for maps of different
+            dimensions, an even kernel, with `valid` one that no padding fits to the first branch, or groups that do
+            not divide the channels.
     """
 
     def __init__(
@@ -58,12 +71,13 @@ class SelectiveKernel(nn.Module):
         in_channels: int,
         out_channels: int,
         stride: int = 1,
-        branches: Sequence[tuple[int, int]] = ((3, 1), (3, 2)),
+        branches: Sequence[tuple[Sizes, Sizes]] = ((3, 1), (3, 2)),
         groups: int = 32,
         reduction: int = 16,
         min_width: int = 32,
         *,
         activation: str | nn.Module = "relu",
+        valid: bool = False,
     ) -> None:
         super().__init__()
         check_positive(
@@ -74,7 +88,11 @@ class SelectiveKernel(nn.Module):
             reduction=reduction,
             min_width=min_width,
         )
-        _check_branches(branches)
+        kernels = _per_dimension(branches)
+        paddings = _paddings(kernels, valid)
+        dimensions = len(paddings[0])
+        convolve: Any = {2: nn.Conv2d, 3: nn.Conv3d}[dimensions]
+        normalise: Any = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}[dimensions]
         if in_channels % groups or out_channels % groups:
             raise ValueError(
                 f"groups must divide the channels, but {groups} does not divide both in_channels {in_channels} and "
@@ -82,24 +100,24 @@ class SelectiveKernel(nn.Module):
             )
         width = max(min_width, out_channels // reduction)
         convolutions = [
-            nn.Conv2d(
+            convolve(
                 in_channels,
                 out_channels,
                 kernel,
                 stride=stride,
-                padding=dilation * (kernel // 2),
+                padding=padding,
                 dilation=dilation,
                 groups=groups,
                 bias=False,
             )
-            for kernel, dilation in branches
+            for (kernel, dilation), padding in zip(kernels, paddings, strict=True)
         ]
         for convolution in convolutions:
             nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
         self.branches = nn.ModuleList(
             nn.Sequential(
                 convolution,
-                nn.BatchNorm2d(out_channels),
+                normalise(out_channels),
                 make_part(copy.deepcopy(activation), ACTIVATIONS, "activation"),
             )
             for convolution in convolutions
@@ -111,7 +129,10 @@ class SelectiveKernel(nn.Module):
         self.gate = nn.Softmax(dim=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns V, (N, out_channels, ⌈H/stride⌉, ⌈W/stride⌉), for x of shape (N, in_channels, H, W)."""
+        """Returns V, (N, out_channels, ⌈H/stride⌉, ⌈W/stride⌉), for x of shape (N, in_channels, H, W).
+
+        With `valid` and stride 1, V is smaller than x by what the first branch's kernel spans less 1.
+        """
         maps = [branch(x) for branch in self.branches]
         # The mean of the sum of the branches is the sum of their means: the sum is never held in memory.
         s = mean_over_positions(maps[0])
@@ -120,7 +141,7 @@ class SelectiveKernel(nn.Module):
         z = self.activation(self.norm(self.reduce(s)))
         attention = self.gate(self.expand(z).unflatten(1, (len(maps), -1)))
         # Under autocast the softmax may have answered in another precision than the maps'.
-        weights = attention.to(maps[0].dtype)[:, :, :, None, None].unbind(1)
+        weights = _over_positions(attention.to(maps[0].dtype), maps[0].dim()).unbind(1)
         if len(maps) == 2:
             return torch.lerp(maps[1], maps[0], weights[0])
         v = maps[0] * weights[0]
@@ -129,13 +150,58 @@ class SelectiveKernel(nn.Module):
         return v
 
 
-def _check_branches(branches: Sequence[tuple[int, int]]) -> None:
+def _over_positions(attention: Tensor, dimensions: int) -> Tensor:
+    """(N, M, C) → (N, M, C, 1, …, 1), to be multiplied with maps of so many dimensions."""
+    return attention[(...,) + (None,) * (dimensions - 2)]
+
+
+torch.fx.wrap("_over_positions")  # it counts dimensions: one node to a tracer
+
+
+Kernels = list[tuple[tuple[int, ...], tuple[int, ...]]]
+
+
+def _per_dimension(branches: Sequence[tuple[Sizes, Sizes]]) -> Kernels:
+    """The branches with a number for each dimension of the map."""
     for branch in branches:
         if not isinstance(branch, (tuple, list)) or len(branch) != 2:
             raise ValueError(f"every branch is a pair (kernel, dilation), got {branch!r}")
-        kernel, dilation = branch
-        check_positive(kernel=kernel, dilation=dilation)
-        if kernel % 2 == 0:
-            raise ValueError(f"kernels must be odd, so that all branches answer in the same size, got {kernel}")
     if len(branches) < 2:
         raise ValueError(f"a selective kernel chooses between two or more branches, got {len(branches)}")
+    sizes = [size for branch in branches for size in branch if isinstance(size, (tuple, list))]
+    dimensions = len(sizes[0]) if sizes else 2
+    if dimensions not in (2, 3) or any(len(size) != dimensions for size in sizes):
+        raise ValueError(f"kernels and dilations are for maps of two or of three dimensions, got {tuple(branches)!r}")
+    kernels = []
+    for branch in branches:
+        kernel, dilation = (
+            tuple(size) if isinstance(size, (tuple, list)) else (size,) * dimensions for size in branch
+        )
+        for own, spread in zip(kernel, dilation, strict=True):
+            check_positive(kernel=own, dilation=spread)
+        kernels.append((kernel, dilation))
+    return kernels
+
+
+def _paddings(kernels: Kernels, valid: bool) -> list[tuple[int, ...]]:
+    """What each branch is padded with in each dimension."""
+    if not valid:
+        for kernel, _ in kernels:
+            if not all(own % 2 for own in kernel):
+                raise ValueError(
+                    f"kernels must be odd, so that all branches answer in the same size, got {_text(kernel)}"
+                )
+        return [tuple(d * (k // 2) for k, d in zip(*branch, strict=True)) for branch in kernels]
+    spans = [tuple(d * (k - 1) + 1 for k, d in zip(*branch, strict=True)) for branch in kernels]
+    for span in spans:
+        more = [own - first for own, first in zip(span, spans[0], strict=True)]
+        if min(more) < 0 or any(number % 2 for number in more):
+            raise ValueError(
+                "a kernel must span as much as the first branch's or more by an even number, so that all answer for "
+                f"the same positions, but one spans {_text(span)} and the first {_text(spans[0])}"
+            )
+    return [tuple((own - first) // 2 for own, first in zip(span, spans[0], strict=True)) for span in spans]
+
+
+def _text(sizes: tuple[int, ...]) -> str:
+    return str(sizes[0]) if len(set(sizes)) == 1 else "×".join(map(str, sizes))

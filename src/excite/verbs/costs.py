@@ -10,7 +10,7 @@ from torch import nn
 
 from excite import timing
 from excite.cost import cost
-from excite.create import create
+from excite.create import create, for_window
 from excite.networks.catalog import CATALOG
 from excite.spec import parse_spec
 from excite.surgery.summary import Attached
@@ -31,31 +31,36 @@ def costs(
 
     Args:
         specs: network specs; the first is what the latency of the others is held against.
-        size: side of the input in pixels; by default the one that the network was drawn for, else 224.
-        classes: by default 10 for networks drawn for 32 × 32 images, else 1000.
+        size: side of the input in pixels; by default the one that the network was drawn for, else 224. A network that
+            is built for windows of one size is built for this one.
+        classes: by default 10 for inputs of 32 × 32 and less, else 1000; for networks that take the windows of a
+            hyperspectral scene 16, those of the scene that they were drawn for.
         latency: measure, each network in its own process, driven in turn.
         progress: show bars on stderr.
 
     Returns:
-        One dictionary for each spec: ``spec``, ``size``, ``classes``, ``parameters``, ``macs``, ``mebibytes`` (of
-        fp32 weights), ``attached`` (for each unit of the spec that was put into a finished network, what
-        :class:`~excite.surgery.summary.Attached` says of it), and where measured ``latency_ms`` (batch 1),
-        ``latency_ratio`` with ``latency_ratio_ci95`` (None for the first) and ``throughput`` (images per second,
-        batch 32).
+        One dictionary for each spec: ``spec``, ``size`` and ``channels`` of the input, ``classes``, ``parameters``,
+        ``macs``, ``mebibytes`` (of fp32 weights), ``attached`` (for each unit of the spec that was put into a
+        finished network, what :class:`~excite.surgery.summary.Attached` says of it), and where measured
+        ``latency_ms`` (batch 1), ``latency_ratio`` with ``latency_ratio_ci95`` (None for the first) and
+        ``throughput`` (images per second, batch 32).
     """
     rows: list[dict[str, Any]] = []
     networks, shapes = [], []
     for text in specs:
         spec = parse_spec(text)
         entry = None if spec.source else CATALOG.get(spec.name)
+        channels = entry.in_channels if entry else 3
         side = size or (entry.input_size if entry else 224)
-        heads = classes or (10 if side <= 32 else 1000)
-        network = create(text, heads).eval()
-        counted = cost(network, (3, side, side))
+        heads = classes or (entry.classes if entry and channels != 3 else 10 if side <= 32 else 1000)
+        network = create(for_window(spec, size) if size else spec, heads, channels).eval()
+        _, side, _ = getattr(network, "input_shape", (channels, side, side))
+        counted = cost(network, (channels, side, side))
         rows.append(
             {
                 "spec": str(spec),
                 "size": side,
+                "channels": channels,
                 "classes": heads,
                 "parameters": counted.parameters,
                 "macs": counted.macs,
@@ -64,7 +69,7 @@ def costs(
             }
         )
         networks.append(network)
-        shapes.append((3, side, side))
+        shapes.append((channels, side, side))
     if latency:
         names = [f"{i} {row['spec']}" for i, row in enumerate(rows)]
         measured = speeds(dict(zip(names, zip(networks, shapes, strict=True), strict=True)), progress)

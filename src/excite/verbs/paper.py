@@ -22,9 +22,9 @@ def paper(pattern: str | None = None, progress: bool = False) -> list[dict[str, 
 
     Returns:
         For each published figure, and once for a network without any: ``network``, ``spec`` (what was counted),
-        ``input_size``, ``parameters`` (in millions) and ``macs`` (in 10⁹) as counted here, the same as published
-        (``paper_parameters``, ``paper_macs``), ``top1`` and ``top5`` (errors in percent), ``data``, ``source`` and
-        ``note``; None where the paper says nothing.
+        ``input_size``, ``in_channels``, ``parameters`` (in millions) and ``macs`` (in 10⁹) as counted here, the same
+        as published (``paper_parameters``, ``paper_macs``), ``top1`` and ``top5`` (errors in percent), ``data``,
+        ``source`` and ``note``; None where the paper says nothing.
     """
     entries = [entry for name, entry in CATALOG.items() if pattern is None or pattern in name]
     rows = []
@@ -38,12 +38,13 @@ def paper(pattern: str | None = None, progress: bool = False) -> list[dict[str, 
 
 def _row(entry: Entry, figures: Figures | None) -> dict[str, Any]:
     spec = (figures.spec if figures else None) or entry.name
-    outputs = 100 if figures and "CIFAR-100" in figures.data else 10 if entry.input_size <= 64 else 1000
-    parameters, macs = _counted(spec, outputs, entry.input_size)
+    outputs = 100 if figures and "CIFAR-100" in figures.data else entry.classes
+    parameters, macs = _counted(spec, outputs, entry.in_channels, entry.input_size)
     return {
         "network": entry.name,
         "spec": spec,
         "input_size": entry.input_size,
+        "in_channels": entry.in_channels,
         "parameters": parameters / 1e6,
         "macs": macs / 1e9,
         "paper_parameters": figures.parameters if figures else None,
@@ -57,8 +58,8 @@ def _row(entry: Entry, figures: Figures | None) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=8)  # the figures of one network follow each other
-def _counted(spec: str, outputs: int, size: int) -> tuple[int, int]:
+def _counted(spec: str, outputs: int, channels: int, size: int) -> tuple[int, int]:
     with torch.device("meta"):  # shapes are all that counts
-        network = create(spec, outputs)
-    counted = cost(network, (3, size, size))
+        network = create(spec, outputs, channels)
+    counted = cost(network, (channels, size, size))
     return counted.parameters, counted.macs
