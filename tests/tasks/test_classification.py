@@ -8,7 +8,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from excite.errors import ExciteError
-from excite.tasks.classification import ClassificationTask, evaluate
+from excite.tasks.base import Evaluation
+from excite.tasks.classification import TASK, ClassificationTask, evaluation, outputs
+
+
+def evaluate(network: nn.Module, made) -> Evaluation:
+    return evaluation(*outputs(network, made))
 
 
 def batches(inputs: torch.Tensor, labels: torch.Tensor, size: int, order: torch.Tensor | None = None):
@@ -24,7 +29,7 @@ def test_metrics_are_those_of_scikit_learn(classes) -> None:
     labels = torch.randint(0, classes, (101,), generator=generator)
     result = evaluate(nn.Identity(), batches(logits, labels, 20))
     probabilities = logits.double().softmax(1).numpy()
-    assert result.images == 101
+    assert result.count == 101
     assert result.metrics["top1"] == pytest.approx(100 * sklearn.metrics.accuracy_score(labels, logits.argmax(1)))
     assert result.metrics["loss"] == pytest.approx(sklearn.metrics.log_loss(labels, probabilities), rel=1e-6)
     if classes > 5:
@@ -34,7 +39,7 @@ def test_metrics_are_those_of_scikit_learn(classes) -> None:
         assert "top5" not in result.metrics
     assert np.array_equal(result.details["confusion"], sklearn.metrics.confusion_matrix(labels, logits.argmax(1)))
     assert np.array_equal(result.scores, (logits.argmax(1) == labels).float().numpy())
-    assert ClassificationTask.metric.factor * result.scores.mean() == pytest.approx(result.metrics["top1"])
+    assert TASK.metric.factor * result.scores.mean() == pytest.approx(result.metrics["top1"])
 
 
 def test_scores_come_in_the_order_of_the_images_whatever_the_batches() -> None:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from excite.errors import ExciteError, UsageError
-from excite.tasks.base import Evaluation, Metric
+from excite.tasks.base import Evaluation, Metric, Task, TaskModule
 
 Batch = tuple[Tensor, Tensor, Tensor]
 
 
-class ClassificationTask(pl.LightningModule):
+class ClassificationTask(TaskModule):
     """Trains and scores a network that gives one logit for each class.
 
     Args:
@@ -25,8 +24,6 @@ class ClassificationTask(pl.LightningModule):
         label_smoothing: share of each target that is spread over all classes.
         class_weights: ``(classes,)`` weights of the loss, or None for equal ones.
     """
-
-    metric = Metric("top1", "%", higher_is_better=True)
 
     def __init__(
         self,
@@ -42,12 +39,13 @@ class ClassificationTask(pl.LightningModule):
         self.label_smoothing = label_smoothing
         self.register_buffer("class_weights", class_weights, persistent=False)
 
-    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Mean cross-entropy; ``target`` is ``(N,)`` classes or ``(N, classes)`` probabilities."""
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """Mean cross-entropy; ``output`` is ``(N, classes)`` logits, ``target`` ``(N,)`` classes or ``(N, classes)``
+        probabilities."""
         weights = self.class_weights
         # Half-precision logits lose digits in the exponentials of the softmax.
         return F.cross_entropy(
-            logits.float(),
+            output.float(),
             target,
             weight=weights if isinstance(weights, Tensor) else None,
             label_smoothing=self.label_smoothing,
@@ -68,8 +66,10 @@ class ClassificationTask(pl.LightningModule):
 
 
 @torch.inference_mode()
-def evaluate(network: nn.Module, batches: Iterable[Batch], device: torch.device | str = "cpu") -> Evaluation:
-    """Score a network in evaluation mode; its mode is restored afterwards.
+def outputs(
+    network: nn.Module, batches: Iterable[Batch], device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """What a network in evaluation mode says of all images; its mode is restored afterwards.
 
     Args:
         network: maps images ``(N, C, H, W)`` to logits ``(N, classes)``.
@@ -77,12 +77,10 @@ def evaluate(network: nn.Module, batches: Iterable[Batch], device: torch.device 
         device: where to compute.
 
     Returns:
-        ``top1`` and ``top5`` in percent (``top5`` for more than five classes), ``loss`` in nats; the confusion matrix
-        ``(classes, classes)`` with true classes in rows and the ``predictions (N,)`` under ``details``.
+        Logits ``(N, classes)`` and labels ``(N,)`` on the CPU, in the order of the indices.
 
     Raises:
-        UsageError: a label outside the network's classes.
-        ExciteError: no images, or logits that are not finite.
+        ExciteError: no images.
     """
     was_training = network.training
     network.eval().to(device)
@@ -96,15 +94,42 @@ def evaluate(network: nn.Module, batches: Iterable[Batch], device: torch.device 
         raise ExciteError("There are no images to evaluate on.")
     logits, labels, index = (torch.cat(part) for part in zip(*gathered, strict=True))
     order = index.argsort()
-    logits, labels = logits[order], labels[order]
+    return logits[order], labels[order]
+
+
+def check_outputs(logits: Tensor, labels: Tensor, samples: str) -> None:
+    """Refuse what cannot be scored.
+
+    Raises:
+        UsageError: a label outside the network's classes.
+        ExciteError: logits that are not finite.
+    """
     if not logits.isfinite().all():
         broken = int((~logits.isfinite().all(1)).sum())
-        raise ExciteError(f"The network's output is not finite for {broken} of {len(logits)} images.")
-    classes = logits.shape[1]
-    if labels.max() >= classes:
+        raise ExciteError(f"The network's output is not finite for {broken} of {len(logits)} {samples}.")
+    if labels.max() >= logits.shape[1]:
         raise UsageError(
-            f"the network knows {classes} classes, but there is an image of class {int(labels.max()) + 1}"
+            f"the network knows {logits.shape[1]} classes, but there are {samples} of class {int(labels.max()) + 1}"
         )
+
+
+def evaluation(logits: Tensor, labels: Tensor) -> Evaluation:
+    """Score what a network said of images.
+
+    Args:
+        logits: ``(N, classes)``.
+        labels: ``(N,)``.
+
+    Returns:
+        ``top1`` and ``top5`` in percent (``top5`` for more than five classes), ``loss`` in nats; the confusion matrix
+        ``(classes, classes)`` with true classes in rows and the ``predictions (N,)`` under ``details``.
+
+    Raises:
+        UsageError: a label outside the network's classes.
+        ExciteError: logits that are not finite.
+    """
+    check_outputs(logits, labels, TASK.samples)
+    classes = logits.shape[1]
     right = logits.argmax(1) == labels
     metrics = {"top1": 100 * right.double().mean().item()}
     if classes > 5:
@@ -117,3 +142,6 @@ def evaluate(network: nn.Module, batches: Iterable[Batch], device: torch.device 
         scores=right.float().numpy(),
         details={"confusion": confusion.numpy(), "predictions": logits.argmax(1).numpy()},
     )
+
+
+TASK = Task("classification", Metric("top1", "%", higher_is_better=True), "images", ClassificationTask, evaluation)

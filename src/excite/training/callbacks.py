@@ -8,7 +8,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -21,6 +21,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from excite.errors import ExciteError
 from excite.files import write_atomically
+from excite.tasks.base import Metric
 from excite.training import checkpoint
 from excite.training.bars import make_bar
 
@@ -49,6 +50,11 @@ class Position:
     def at_epoch_end(self) -> bool:
         """Whether the last step closed an epoch."""
         return self.step > 0 and self.step % self.steps_per_epoch == 0
+
+    def is_done(self, best: Best | None) -> bool:
+        """Whether there is nothing more to train: all steps done, or the patience of ``best`` at its end."""
+        stale = best is not None and self.at_epoch_end and best.is_stale(self.epoch)
+        return self.step >= self.total_steps or stale
 
 
 class InterruptedRunError(ExciteError):
@@ -135,6 +141,42 @@ class WeightAverage(pl.Callback):
         self.model.update_parameters(network)
 
 
+class Best:
+    """The weights with the best validation score so far, and when to give up hope of better ones.
+
+    Args:
+        network: whose weights they are.
+        metric: what they are judged by.
+        patience: epochs without a better score after which the run ends.
+    """
+
+    def __init__(self, network: nn.Module, metric: Metric, patience: int) -> None:
+        self.network, self.metric, self.patience = network, metric, patience
+        self.value: float | None = None
+        self.epoch = 0
+        self.weights: dict[str, Tensor] = {}
+
+    def see(self, epoch: int, scores: Mapping[str, float]) -> None:
+        """Take the weights where this epoch's validation scores are better than all before."""
+        value = scores[self.metric.name]
+        sign = 1 if self.metric.higher_is_better else -1
+        if self.value is None or sign * value > sign * self.value:
+            self.value, self.epoch = value, epoch
+            self.weights = {name: tensor.detach().clone() for name, tensor in self.network.state_dict().items()}
+
+    def is_stale(self, epoch: int) -> bool:
+        """Whether the patience is at its end after so many epochs."""
+        return self.value is not None and epoch - self.epoch >= self.patience
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds of it."""
+        return {"value": self.value, "epoch": self.epoch, "weights": self.weights}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.value, self.epoch, self.weights = state["value"], state["epoch"], state["weights"]
+
+
 class Record(pl.Callback):
     """Counts, stops at a loss that is not a number, writes ``metrics.csv`` and the checkpoints.
 
@@ -142,7 +184,9 @@ class Record(pl.Callback):
         position: moved on by one at every step.
         folder: the run's folder.
         state: gives what a checkpoint holds beside the position.
+        metric: the name of the headline metric, whose value in training is the share of right answers.
         validate: scores the network on the validation images, or None.
+        best: is shown every validation score, and may end the run; or None.
         every: steps between checkpoints; None for the end of each epoch and every five minutes.
         keep: how many checkpoints stay.
         waited: seconds that the run has waited for data so far.
@@ -153,12 +197,15 @@ class Record(pl.Callback):
         position: Position,
         folder: Path,
         state: Callable[[], dict[str, Any]],
+        metric: str,
         validate: Callable[[], dict[str, float]] | None,
+        best: Best | None,
         every: int | None,
         keep: int,
         waited: Callable[[], float],
     ) -> None:
         self.position, self.folder, self.state, self.validate = position, folder, state, validate
+        self.metric, self.best = metric, best
         self.every, self.keep, self.waited = every, keep, waited
         self.clock = self.saved_at = time.monotonic()
         self.epoch_seconds, self.epoch_waited, self.epoch_images = 0.0, 0.0, 0
@@ -193,10 +240,12 @@ class Record(pl.Callback):
         if here.at_epoch_end:
             self._end_epoch(trainer)
         due = here.step % self.every == 0 if self.every else here.at_epoch_end or now - self.saved_at > 300
-        if due or self.stop or here.step == here.total_steps:
+        done = here.is_done(self.best)
+        if due or self.stop or done:
             self.save()
         self.clock = time.monotonic()
-        if self.stop and here.step < here.total_steps:
+        trainer.should_stop = done
+        if self.stop and not done:
             raise InterruptedRunError(
                 f"Stopped at step {here.step} of {here.total_steps}; {self.folder} holds everything so far."
             )
@@ -228,14 +277,17 @@ class Record(pl.Callback):
             "step": here.step,
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
             "train_loss": here.loss_sum / here.images,
-            "train_top1": 100 * here.right / here.images,
+            f"train_{self.metric}": 100 * here.right / here.images,
             "seconds": here.seconds,
             # Of this process's own part of the epoch: a resumed one did not see the rest.
             "images_per_second": self.epoch_images / self.epoch_seconds,
             "data_share": 100 * (waited - self.epoch_waited) / self.epoch_seconds,
         }
         if self.validate is not None:
-            row |= {f"val_{name}": value for name, value in self.validate().items()}
+            scores = self.validate()
+            row |= {f"val_{name}": value for name, value in scores.items()}
+            if self.best is not None:
+                self.best.see(here.epoch, scores)
         here.rows.append(row)
         here.loss_sum, here.right, here.images = 0.0, 0.0, 0
         self.epoch_seconds, self.epoch_waited, self.epoch_images = 0.0, waited, 0

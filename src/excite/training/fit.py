@@ -15,7 +15,7 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -24,15 +24,19 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from excite.create import create
+from excite.create import create, for_window
 from excite.data import Augmentation, ImageData, Loader, load_data
+from excite.data.cube import is_scene
+from excite.data.hyperspectral import SceneData, load_scene
 from excite.errors import UsageError
-from excite.tasks.classification import ClassificationTask, evaluate
+from excite.tasks import task_named
+from excite.tasks.base import Task
+from excite.tasks.classification import outputs
 from excite.training import checkpoint
 from excite.training.bars import bar
-from excite.training.callbacks import Bar, Freeze, Position, Rate, Record, StopOnSignal, WeightAverage
+from excite.training.callbacks import Bar, Best, Freeze, Position, Rate, Record, StopOnSignal, WeightAverage
 from excite.training.optimization import build_optimizer, host_factor, host_is_frozen, rate_factor
-from excite.training.recipe import Data, Recipe, load
+from excite.training.recipe import SCENE_KEYS, Data, Recipe, load
 from excite.training.run import Run
 from excite.weights.base import Origin
 
@@ -87,14 +91,16 @@ def fit(
         check_freezing(recipe, network)
         factor = host_factor(recipe.optimizer, fresh_parameters(network))
         recipe = recipe.replace({"optimizer.host_factor": factor})
+        if recipe.trainer.patience and data.val is None:
+            raise UsageError("key 'trainer.patience' needs a validation split: set data.val_fraction, such as 0.1")
         if recipe.trainer.channels_last:
-            network = network.to(memory_format=torch.channels_last)
+            _to_channels_last(network)
         recipe = recipe.replace({"augment": dataclasses.asdict(augmentation(recipe, data))})
         _check_precision(recipe, device)
         loader = training_loader(recipe, data)
         _check_output(network, loader, len(data.classes), device)
         if recipe.trainer.minutes is not None:
-            epoch = len(loader) * step_seconds(recipe, network, loader, device)
+            epoch = len(loader) * step_seconds(recipe, network, task_named(data.task), loader, device)
             epochs = max(1, int(60 * recipe.trainer.minutes / epoch))
             recipe = recipe.replace({"trainer.epochs": epochs, "trainer.minutes": None})
         settled = {"trainer.threads": threads, "trainer.device": device.type}
@@ -103,6 +109,13 @@ def fit(
             recipe.write(run.folder / "recipe.yaml")
         _train(run, recipe, network, None if own else recipe.network.spec, data, loader, device, title)
     return run
+
+
+def _to_channels_last(network: nn.Module) -> None:
+    # Only what is four-dimensional: Module.to would ask it of the kernels of 3-d convolutions, too.
+    for parameter in network.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
 def starting_point(
@@ -117,8 +130,8 @@ def starting_point(
     """
     torch.manual_seed(recipe.seed)
     if network is None:
-        channels, weights = data.preprocessing.channels, recipe.network.weights
-        network = create(recipe.network.spec, len(data.classes), channels, weights=weights)
+        spec = for_window(recipe.network.spec, data.preprocessing.size)
+        network = create(spec, len(data.classes), data.preprocessing.channels, weights=recipe.network.weights)
         # With what weights decide written in, such as how an added unit starts.
         recipe = recipe.replace({"network.spec": getattr(network, "spec", recipe.network.spec)})
     if data.name == recipe.data.path:
@@ -189,7 +202,14 @@ def training_loader(recipe: Recipe, data: ImageData) -> Loader:
 
 
 def load_recipe_data(settings: Data, progress: bool = False) -> ImageData:
-    """The images that a recipe names; ``progress`` shows a bar while they are decoded."""
+    """The images, or the scene, that a recipe names; ``progress`` shows a bar while they are read.
+
+    Raises:
+        UsageError: a key that is not for data of this kind.
+    """
+    if is_scene(settings.path):
+        return load_recipe_scene(settings, progress)
+    _refuse_keys(settings, SCENE_KEYS, f"is for hyperspectral scenes, and {settings.path!r} is none")
     with bar("reading images", progress) as step:
         return load_data(
             settings.path,
@@ -201,6 +221,28 @@ def load_recipe_data(settings: Data, progress: bool = False) -> ImageData:
             broken=settings.broken,
             progress=step,
         )
+
+
+def load_recipe_scene(settings: Data, progress: bool = False, **trained: Any) -> SceneData:
+    """The scene that a recipe names.
+
+    Args:
+        settings: the recipe's.
+        progress: show a bar while it is read.
+        trained: what a trained network wants of it, as :func:`excite.data.hyperspectral.load_scene` takes it.
+    """
+    _refuse_keys(
+        settings, ("test_path", "image_size", "mean", "std"), f"is for images, and {settings.path!r} is none"
+    )
+    own = {key: getattr(settings, key) for key in SCENE_KEYS}
+    with bar("reading the scene", progress) as step:
+        return load_scene(settings.path, **own, val_fraction=settings.val_fraction, progress=step, **trained)
+
+
+def _refuse_keys(settings: Data, keys: Sequence[str], why: str) -> None:
+    for key in keys:
+        if getattr(settings, key) is not None:
+            raise UsageError(f"key 'data.{key}' {why}: leave it out")
 
 
 def new_folder(recipe: Recipe) -> Path:
@@ -282,18 +324,23 @@ def _train(
             optimizer.load_state_dict(saved["optimizer"])
         return optimizer
 
-    task = ClassificationTask(
+    kind = task_named(data.task)
+    task = kind.module(
         network,
         optimize,
         label_smoothing=recipe.task.label_smoothing,
         class_weights=_class_weights(recipe, data),
     )
-    best = average.model.module if average is not None else network
+    kept = average.model.module if average is not None else network
+    best = Best(kept, kind.metric, settings.patience) if settings.patience else None
+    if best is not None and saved is not None:
+        best.load_state_dict(saved["best"])
 
     def state() -> dict[str, Any]:
         return {
             "network": network.state_dict(),
             "average": average.model.state_dict() if average is not None else None,
+            "best": best.state_dict() if best is not None else None,
             "optimizer": task.optimizers(use_pl_optimizer=False).state_dict(),  # type: ignore[union-attr]
         }
 
@@ -302,15 +349,17 @@ def _train(
         held_out = Loader(data.val, data.preprocessing, 256, seed=0, workers=recipe.data.workers)
 
         def validation() -> dict[str, float]:
-            return evaluate(best, held_out, device).metrics
+            return kind.evaluation(*outputs(kept, held_out, device)).metrics
 
-    if position.step < total:
+    if not position.is_done(best):
         stream = Stream(loader, position.step, total, settings.channels_last)
         record = Record(
             position,
             run.folder,
             state,
+            kind.metric.name,
             validation,
+            best,
             settings.checkpoint_steps,
             settings.keep_checkpoints,
             lambda: stream.waited,
@@ -340,14 +389,15 @@ def _train(
                 benchmark=False,
             )
             trainer.fit(task, stream)
+    if best is not None:
+        kept.load_state_dict(best.weights)
     run.write_model(
-        best,
+        kept,
+        data,
         spec=spec,
-        classes=data.classes,
-        preprocessing=data.preprocessing,
-        weights="ema" if average is not None else "last",
+        weights="best" if best is not None else "ema" if average is not None else "last",
         seed=recipe.seed,
-        epochs=settings.epochs,
+        epochs=position.epoch,
         train_seconds=position.seconds,
     )
 
@@ -388,13 +438,13 @@ def _class_weights(recipe: Recipe, data: ImageData) -> Tensor | None:
     return torch.tensor(wanted)
 
 
-def step_seconds(recipe: Recipe, network: nn.Module, loader: Loader, device: torch.device) -> float:
+def step_seconds(recipe: Recipe, network: nn.Module, task: Task, loader: Loader, device: torch.device) -> float:
     """The median time of a training step, measured on a copy of the network for about three seconds."""
     trial = copy.deepcopy(network).to(device).train()
     optimizer = build_optimizer(trial, recipe.optimizer)
     for group in optimizer.param_groups:
         group["lr"] = 0.0
-    task = ClassificationTask(trial)
+    module = task.module(trial)
     lowered = recipe.trainer.precision == "bf16"
     seconds: list[float] = []
     stream = iter(Stream(loader, 0, 10**9, recipe.trainer.channels_last))
@@ -403,7 +453,7 @@ def step_seconds(recipe: Recipe, network: nn.Module, loader: Loader, device: tor
         start = time.perf_counter()
         images, target, _ = next(stream)
         with torch.autocast(device.type, torch.bfloat16, enabled=lowered):
-            loss = task.loss(trial(images.to(device)), target.to(device))
+            loss = module.loss(trial(images.to(device)), target.to(device))
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

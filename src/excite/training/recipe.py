@@ -28,10 +28,10 @@ class Section(BaseModel):
 
 
 class Data(Section):
-    """Where the images come from and how they enter the network."""
+    """Where the images, or the scene, come from and how they enter the network."""
 
     path: str = "digits"
-    """A data spec: `digits`, `cifar10`, a folder or tar of class folders, `kind:PATH`."""
+    """A data spec: `digits`, `cifar10`, a folder or tar of class folders, `indian-pines`, `kind:PATH`."""
     test_path: str | None = None
     """The test images, where `path` does not hold them."""
     val_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -43,6 +43,31 @@ class Data(Section):
     """What to do with files that cannot be decoded."""
     workers: Annotated[int, Field(ge=0)] = 0
     """Processes that decode, for sets too large for memory."""
+    # Of hyperspectral scenes. A key left empty takes its default, said in brackets.
+    train_ratio: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of each class's pixels to train on (0.1)."""
+    train_per_class: Positive | None = None
+    """So many pixels of each class to train on, instead of a share."""
+    split: Literal["random", "disjoint"] | None = None
+    """`random`: training pixels anywhere, as most papers have it (this); `disjoint`: no window of a test pixel holds
+    a training pixel."""
+    split_seed: Annotated[int, Field(ge=0)] | None = None
+    """Of the choice of the training pixels, apart from the run's own seed (0)."""
+    window: Positive | None = None
+    """Side of the square around each pixel that the network sees, odd (25)."""
+    components: Annotated[int, Field(ge=0)] | None = None
+    """Principal components that the bands are reduced to (30); 0 keeps the bands, each standardised."""
+    pca: Literal["scene", "train"] | None = None
+    """Which spectra the components are computed from: all of the scene, as the papers do (this), or those of the
+    training pixels alone."""
+    whiten: bool | None = None
+    """Whether every component is scaled to variance 1 (true)."""
+    bands: str | None = None
+    """Which bands to use, counted from 1, such as `1-103,109-149` (all)."""
+    ground_truth: str | None = None
+    """The file of the ground truth, where it is not found beside the scene or in its file."""
+    variable: str | None = None
+    """The scene's name in a `.mat` file of several arrays."""
 
 
 class Network(Section):
@@ -54,11 +79,11 @@ class Network(Section):
 
 
 class Task(Section):
-    """The loss of classification."""
+    """The loss of classification, of images and of pixels."""
 
     label_smoothing: Fraction = 0.0
     class_weights: Literal["balanced"] | tuple[float, ...] | None = None
-    """`balanced`: inversely proportional to the class's share of the training images."""
+    """`balanced`: inversely proportional to the class's share of the training samples."""
 
 
 class Optimizer(Section):
@@ -105,6 +130,8 @@ class Augment(Section):
     """The smallest share of the image that `resized` cuts out."""
     flip: Fraction | None = None
     """Probability of a mirror image."""
+    quarter_turns: Fraction | None = None
+    """Probability of a turn by 0, 1, 2 or 3 right angles."""
     randaugment: Annotated[int, Field(ge=0)] | None = None
     """RandAugment's number of operations."""
     magnitude: Annotated[int, Field(ge=0, le=30)] | None = None
@@ -136,6 +163,8 @@ class Trainer(Section):
     checkpoint_steps: Positive | None = None
     """Steps between checkpoints; without it one at the end of each epoch, and every five minutes."""
     keep_checkpoints: Positive = 2
+    patience: Positive | None = None
+    """Stop after so many epochs without a better score on the validation split, and keep the best weights."""
     loggers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
 
 
@@ -219,6 +248,22 @@ def shipped() -> dict[str, str]:
             first = file.read_text(encoding="utf-8").partition("\n")[0]
             found[file.name.removesuffix(".yaml")] = first.lstrip("# ").rstrip()
     return found
+
+
+SCENE_KEYS = (
+    "train_ratio",
+    "train_per_class",
+    "split",
+    "split_seed",
+    "window",
+    "components",
+    "pca",
+    "whiten",
+    "bands",
+    "ground_truth",
+    "variable",
+)
+"""The keys of :class:`Data` that are for hyperspectral scenes alone."""
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:

@@ -15,7 +15,9 @@ import torch
 from torch import nn
 
 from excite.create import create
-from excite.data import Preprocessing
+from excite.data import ImageData, Preprocessing
+from excite.data.hyperspectral import SceneData
+from excite.data.spectra import Spectra
 from excite.errors import ExciteError, UsageError
 from excite.files import sha256, write_atomically, write_json
 from excite.training import recipe as recipes
@@ -24,19 +26,30 @@ from excite.training.recipe import Recipe
 
 @dataclass(frozen=True)
 class Trained:
-    """A network with what is needed to use it on images."""
+    """A network with what is needed to use it.
+
+    Attributes:
+        network: in evaluation mode.
+        spec: what built it; ``custom`` for a module of the user's own.
+        classes: the names of its outputs.
+        preprocessing: what it is to be fed.
+        task: what it was trained for.
+        spectra: how a spectrum becomes its input, for a network of scenes.
+    """
 
     network: nn.Module
     spec: str
     classes: tuple[str, ...]
     preprocessing: Preprocessing
+    task: str = "classification"
+    spectra: Spectra | None = None
 
 
 class Run:
     """The folder of one training run.
 
     ``recipe.yaml``, ``metrics.csv``, ``checkpoints/``, and once it is finished ``model.safetensors`` and
-    ``model.json``.
+    ``model.json``; for a network of scenes ``spectra.safetensors`` beside them.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -105,38 +118,58 @@ class Run:
             if card["spec"] is None:
                 raise UsageError(f"{self.folder} trained a module of the user's own: pass one to load into.")
             network = create(card["spec"], num_classes=len(card["classes"]), in_channels=card["in_channels"])
-        path = self.folder / "model.safetensors"
-        if not path.is_file() or sha256(path) != card["sha256"]:
-            raise ExciteError(f"{path} is missing or damaged: its checksum is not the one in model.json.")
-        network.load_state_dict(safetensors.torch.load_file(path))
+        network.load_state_dict(self._tensors("model.safetensors", card["sha256"]))
         preprocessing: dict[str, Any] = card["preprocessing"]
         return Trained(
-            network.eval(), card["spec"] or "custom", tuple(card["classes"]), Preprocessing(**preprocessing)
+            network.eval(),
+            card["spec"] or "custom",
+            tuple(card["classes"]),
+            Preprocessing(**preprocessing),
+            card["task"],
+            self._spectra(card) if "scene" in card else None,
         )
 
-    def write_model(
-        self,
-        network: nn.Module,
-        *,
-        spec: str | None,
-        classes: tuple[str, ...],
-        preprocessing: Preprocessing,
-        **more: Any,
-    ) -> None:
-        """Write the weights, then the card that says that the run is finished."""
+    def _spectra(self, card: dict[str, Any]) -> Spectra:
+        return Spectra.read(self._tensors("spectra.safetensors", card["scene"]["sha256"]))
+
+    def _tensors(self, name: str, checksum: str) -> dict[str, torch.Tensor]:
+        path = self.folder / name
+        if not path.is_file() or sha256(path) != checksum:
+            raise ExciteError(f"{path} is missing or damaged: its checksum is not the one in model.json.")
+        return safetensors.torch.load_file(path)
+
+    def write_model(self, network: nn.Module, data: ImageData, *, spec: str | None, **more: Any) -> None:
+        """Write the weights, then the card that says that the run is finished.
+
+        Args:
+            network: what was trained.
+            data: what it was trained on.
+            spec: what built it; None for a module of the user's own.
+            more: what else the card is to say.
+        """
         weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
         path = self.folder / "model.safetensors"
         write_atomically(path, safetensors.torch.save(weights))
         card = {
             "spec": spec,
-            "task": "classification",
-            "classes": list(classes),
-            "in_channels": preprocessing.channels,
-            "preprocessing": dataclasses.asdict(preprocessing),
+            "task": data.task,
+            "classes": list(data.classes),
+            "in_channels": data.preprocessing.channels,
+            "preprocessing": dataclasses.asdict(data.preprocessing),
             "sha256": sha256(path),
             "versions": versions(),
             **more,
         }
+        if isinstance(data, SceneData):
+            path = self.folder / "spectra.safetensors"
+            write_atomically(path, safetensors.torch.save(data.spectra.tensors()))
+            card["scene"] = {
+                "name": data.name,
+                "numbers": list(data.kept),
+                "excluded": [data.truth.classes[number - 1] for number in data.pixels.excluded],
+                "train_pixels": len(data.pixels.train),
+                "sha256": sha256(path),
+            }
         write_json(self.folder / "model.json", card)
 
 
