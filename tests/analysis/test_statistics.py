@@ -166,6 +166,78 @@ def test_a_proportion_stays_between_0_and_1() -> None:
         assert 0.0 <= low <= got.value <= high <= 1.0
 
 
+# --- blocks ---
+
+
+def test_blocks_of_one_image_change_nothing() -> None:
+    scores, baseline = (crossed(rng(seed), 4, 30, 0.3, 1.0, 1.0) for seed in (20, 21))
+    blocks = rng(22).permutation(30) * 7 - 50  # any distinct numbers in any order
+    for with_blocks, without in (
+        (mean_interval(scores, blocks=blocks), mean_interval(scores)),
+        (mean_interval(scores > 0, blocks=blocks), mean_interval(scores > 0)),
+        (mean_interval(scores > 99, blocks=blocks), mean_interval(scores > 99)),
+        (paired_difference(scores, baseline, blocks=blocks), paired_difference(scores, baseline)),
+    ):
+        assert bounds(with_blocks) == pytest.approx(bounds(without))
+        assert with_blocks.p == (None if without.p is None else pytest.approx(without.p))
+
+
+def test_equal_blocks_are_images_with_the_means_for_scores() -> None:
+    scores, baseline = (crossed(rng(seed), 5, 60, 0.3, 1.0, 1.0) for seed in (23, 24))
+    blocks = np.repeat(np.arange(12), 5)
+    order = rng(25).permutation(60)
+    means = [table.reshape(5, 12, 5).mean(axis=2) for table in (scores, baseline)]
+    got = paired_difference(scores[:, order], baseline[:, order], 0.9, blocks[order])
+    truth = paired_difference(*means, 0.9)
+    assert (got.value, got.low, got.high, got.p) == pytest.approx((truth.value, truth.low, truth.high, truth.p))
+    assert bounds(mean_interval(scores, 0.9, blocks)) == pytest.approx(bounds(mean_interval(means[0], 0.9)))
+
+
+def test_without_seed_effect_blocks_are_the_ratio_estimator() -> None:
+    # Cochran 1977, Eq. 6.9 for the variance of a ratio of two sums; the factor by brute force, over unit effects.
+    generator = rng(26)
+    sizes = np.array([3, 1, 8, 5, 2, 9, 4, 4])
+    blocks = np.repeat(np.arange(8), sizes)
+    x = generator.normal(2.0, 1.0, size=36) + generator.normal(size=8)[blocks]
+    got = mean_interval(np.repeat(x[None], 3, axis=0), blocks=blocks)
+    share, means = sizes / 36, np.array([x[blocks == b].mean() for b in range(8)])
+    classic = 8 / 7 * np.sum(share**2 * (means - x.mean()) ** 2)
+    effects = np.eye(8)  # each column: one block is other than the rest
+    found = sum(8 / 7 * np.sum(share**2 * (effect - share @ effect) ** 2) for effect in effects)
+    half = stats.t(1 / np.sum(share**2) - 1).ppf(0.975) * np.sqrt(classic * np.sum(share**2) / found)
+    assert bounds(got) == pytest.approx((x.mean() - half, x.mean() + half))
+
+
+def test_where_all_are_right_blocks_count() -> None:
+    blocks = np.repeat(np.arange(50), 9)
+    truth = stats.binomtest(50, 50).proportion_ci(method="wilson")
+    assert bounds(mean_interval(np.ones((5, 450)), blocks=blocks)) == pytest.approx((truth.low, truth.high))
+
+
+@pytest.mark.parametrize("sizes", [[40], [40, 2, 2], [40, 9]])
+def test_where_one_block_holds_nearly_all_there_is_no_interval(sizes: list[int]) -> None:
+    blocks = np.repeat(np.arange(len(sizes)), sizes)
+    scores = crossed(rng(27), 3, len(blocks), 1.0, 1.0, 1.0)
+    for estimate in (mean_interval(scores, blocks=blocks), paired_difference(scores, 2 * scores, blocks=blocks)):
+        assert (estimate.low, estimate.high, estimate.p) == (None, None, None)
+    assert mean_interval(scores, blocks=blocks).value == pytest.approx(scores.mean())
+
+
+def test_networks_that_do_not_differ_do_not_by_blocks() -> None:
+    scores = crossed(rng(28), 3, 40, 1.0, 1.0, 1.0)
+    assert paired_difference(scores, scores, blocks=np.arange(40) // 4) == Estimate(0.0, 0.0, 0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    "blocks", [[0, 1], np.zeros((1, 6), int), np.arange(6) / 2, list("abcdef"), [[1], [1, 2]], np.ones(6, bool)]
+)
+def test_blocks_that_are_no_number_for_each_image_are_refused(blocks: object) -> None:
+    with pytest.raises(UsageError, match=r"The blocks (have|are)"):
+        mean_interval(np.eye(6), blocks=blocks)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"The blocks (have|are)"):
+        paired_difference(np.eye(6), np.eye(6), blocks=blocks)  # type: ignore[arg-type]
+
+
 # --- wrong input ---
 
 
@@ -282,6 +354,88 @@ def test_coverage_of_correctness(accuracy: tuple[float, float], sd: tuple[float,
     truth = accuracy[0] - accuracy[1]
     assert 0.93 <= coverage(correct_pairs(3, 450, accuracy, sd, 1500, seed=2), truth) <= 0.97
     assert 0.93 <= coverage(correct_pairs(3, 450, accuracy, sd, 1500, seed=3), accuracy[0], of_the_mean) <= 0.97
+
+
+# Images in blocks, such as the pixels of a scene in its squares. A network is better or worse at whole blocks, by an
+# amount (standard deviation ``block_sd``) that is part its own, and so is each of its seeds, half as much.
+
+
+def blocks_of(generator: np.random.Generator, count: int, variation: float) -> NDArray[np.int64]:
+    """The block of every image: 30 images each on average, with this coefficient of variation."""
+    spread = np.sqrt(np.log1p(variation**2))
+    sizes = np.round(30 * np.exp(generator.normal(-(spread**2) / 2, spread, count)))
+    return np.repeat(np.arange(count), np.maximum(1, sizes).astype(int))
+
+
+def blocked(generator: np.random.Generator, seeds: int, blocks: NDArray[np.int64], block_sd: float, ratio: float):
+    """One network's latent scores: the seed's effect is ``ratio`` times what blocks and images leave on the mean."""
+    count, images = blocks.max() + 1, len(blocks)
+    draw = generator.standard_normal
+    share = np.bincount(blocks) / images
+    seed_sd = ratio * np.sqrt(seeds * (block_sd**2 * np.sum(share**2) + 1 / images))
+    common, own = block_sd * draw((1, count))[:, blocks], 0.5 * block_sd * draw((seeds, count))[:, blocks]
+    total = np.sqrt(1.25 * block_sd**2 + 1.5 + seed_sd**2)
+    return seed_sd * draw((seeds, 1)) + common + own + crossed(generator, seeds, images, 0.0, 0.7, 1.0), total
+
+
+def coverage_by_blocks(
+    kind: str, seeds: int, count: int, variation: float, block_sd: float, ratio: float, repeats: int, seed: int
+) -> tuple[float, float]:
+    """How often the interval holds the truth, with blocks and without.
+
+    Args:
+        kind: ``scores`` (differences of normal scores), ``share`` (of right answers, 90 %), or ``difference`` of two
+            such (90 and 88 %).
+        count, variation: how many blocks, and the coefficient of variation of their sizes.
+    """
+    generator = rng(seed)
+    held = []
+    for _ in range(repeats):
+        blocks = blocks_of(generator, count, variation)
+        images = len(blocks)
+        if kind == "scores":
+            latent, _ = blocked(generator, seeds, blocks, block_sd, ratio)
+            difficulty = generator.standard_normal((1, images))
+            truth, tables = 0.0, [latent + difficulty, np.repeat(difficulty, seeds, axis=0)]
+        elif kind == "share":
+            latent, total = blocked(generator, seeds, blocks, block_sd, ratio)
+            truth, tables = 0.9, [(latent > -special.ndtri(0.9) * total).astype(float)]
+        else:
+            # What both find difficult: half by block, half by image.
+            halves = generator.standard_normal(count)[blocks] + generator.standard_normal(images)
+            truth, tables = 0.02, []
+            for accuracy in (0.9, 0.88):
+                latent, total = blocked(generator, seeds, blocks, block_sd, ratio)
+                threshold = -special.ndtri(accuracy) * np.sqrt(total**2 + 1.5**2)
+                tables.append((latent + 1.5 * halves / np.sqrt(2) > threshold).astype(float))
+        interval = mean_interval if len(tables) == 1 else paired_difference
+        both = [bounds(interval(*tables, blocks=given)) for given in (blocks, None)]  # type: ignore[operator]
+        held.append([low <= truth <= high for low, high in both])
+    with_blocks, without = np.mean(held, axis=0)
+    return float(with_blocks), float(without)
+
+
+@pytest.mark.parametrize("kind", ["scores", "share", "difference"])
+@pytest.mark.parametrize(("seeds", "count", "variation"), [(3, 27, 0.8), (5, 60, 0.5)])
+def test_coverage_by_blocks(kind: str, seeds: int, count: int, variation: float) -> None:
+    with_blocks, without = coverage_by_blocks(kind, seeds, count, variation, 1.0, 0.0, 400, seed=6)
+    assert 0.92 <= with_blocks <= 0.99
+    assert without < 0.8
+
+
+# The whole grid: some 10 minutes.
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["scores", "share", "difference"])
+@pytest.mark.parametrize("seeds", [3, 5])
+@pytest.mark.parametrize("count", [12, 27, 60, 150])
+@pytest.mark.parametrize("variation", [0.0, 0.5, 0.8, 1.5])
+def test_coverage_by_blocks_everywhere(kind: str, seeds: int, count: int, variation: float) -> None:
+    for block_sd, ratio in ((1.0, 0.0), (1.0, 1.0), (0.3, 0.0)):
+        with_blocks, _ = coverage_by_blocks(kind, seeds, count, variation, block_sd, ratio, 2000, seed=7)
+        print(kind, seeds, count, variation, block_sd, ratio, with_blocks, _)
+        assert 0.90 <= with_blocks <= 0.99, (block_sd, ratio)
 
 
 # The whole grid: some 20 minutes. The allowed noise of a simulated coverage is 0.2 % (450 images) to 0.5 %.

@@ -92,7 +92,7 @@ def test_train_evaluate_and_resume(tmp_path) -> None:
     assert trained["spec"] == "resnet20:width=0.25"
     scored = json.loads(run("evaluate", "run", "--data", "digits", "--json", cwd=tmp_path).stdout)
     assert scored["metrics"] == trained["metrics"]
-    assert scored["images"] == trained["images"]
+    assert scored["count"] == trained["count"]
     again = run(*start, cwd=tmp_path)
     assert again.returncode == 2
     assert "already holds a run" in again.stderr

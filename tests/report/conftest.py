@@ -19,6 +19,7 @@ RESULT: dict[str, Any] = {
             "latency_ratio": None, "latency_ratio_ci95": None, "throughput": 1830.0, "train_seconds": 41.2,
             "runs": ["runs/resnet20/0", "runs/resnet20/1", "runs/resnet20/2"], "scores": [94.9, 95.0, 95.1],
             "start_score": None, "start_scores": None,
+            "metrics": {"top1": {"mean": 95.0, "std": 0.1}, "loss": {"mean": 0.1234, "std": 0.01}},
         },
         {
             "spec": "resnet20+se", "role": "contender", "score": 96.2, "score_ci95": [95.5, 96.9], "difference": 1.2,
@@ -26,6 +27,7 @@ RESULT: dict[str, Any] = {
             "latency_ms": 2.5, "latency_ratio": 1.25, "latency_ratio_ci95": [1.2, 1.3], "throughput": 1511.0,
             "train_seconds": 47.9, "runs": ["runs/se/0", "runs/se/1", "runs/se/2"], "scores": [95.9, 96.3, 96.4],
             "start_score": None, "start_scores": None,
+            "metrics": {"top1": {"mean": 96.2, "std": 0.2646}, "loss": {"mean": 0.1234, "std": 0.01}},
         },
         {
             "spec": "resnet20:width=1.25", "role": "control", "score": 95.1, "score_ci95": [94.5, 95.7],
@@ -33,11 +35,14 @@ RESULT: dict[str, Any] = {
             "macs": 63_300_000, "latency_ms": 2.6, "latency_ratio": 1.3, "latency_ratio_ci95": [1.28, 1.33],
             "throughput": 1390.0, "train_seconds": 52.0, "runs": ["runs/w/0", "runs/w/1", "runs/w/2"],
             "scores": [95.1, 95.0, 95.2], "start_score": None, "start_scores": None,
+            "metrics": {"top1": {"mean": 95.1, "std": 0.1}, "loss": {"mean": 0.1234, "std": 0.01}},
         },
     ],
     "recipe": {"epochs": 12, "optimiser": {"name": "sgd", "nesterov": True}, "data": {"augment": {"crop": [4, 4]}}},
     "environment": {"excite": "0.1.0", "torch": "2.14.1", "cpu": "a processor", "threads": 2, "date": "2026-01-01"},
-    "images": 1450,
+    "samples": "images",
+    "count": 1450,
+    "blocks": None,
     "epochs": 12,
     "notes": ["One broken image was skipped."],
 }  # fmt: skip

@@ -259,7 +259,7 @@ def test_figures_that_are_missing_leave_gaps(result: dict[str, Any], curves: dic
         "latency_ratio": None, "throughput": None, "scores": [nan, None, 96.0],
     }  # fmt: skip
     del curves["resnet20:width=1.25"]
-    result |= {"epochs": None, "images": None}
+    result |= {"epochs": None, "count": None}
     page = Page(compare_page(result, curves))
     assert "nan" not in page.text.lower()
     assert "–" in page.text

@@ -35,6 +35,7 @@ def test_notes_are_numbered_once():
         "network": "a",
         "spec": "a:width=2",
         "input_size": 224,
+        "in_channels": 3,
         "parameters": 1.23456,
         "macs": 0.5,
         "paper_parameters": 1.2,
@@ -51,3 +52,4 @@ def test_notes_are_numbered_once():
     )
     assert lines[3] == "|  |  |  | 1.2 |  |  | 25.00 | The same, release; ImageNet validation |"
     assert lines[-1] == "[1] counted otherwise."
+    assert "| 25²×30 |" in networks_table([row | {"input_size": 25, "in_channels": 30}])

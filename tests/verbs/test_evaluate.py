@@ -12,7 +12,8 @@ from torch import nn
 from excite.create import create
 from excite.data import load_data
 from excite.errors import ExciteError, UsageError
-from excite.verbs.evaluate import evaluate, scores_on_test
+from excite.verbs.evaluate import evaluate
+from excite.verbs.scores import scores_on_test
 
 
 def test_the_published_resnet20_scores_what_it_must(shared_data) -> None:
@@ -22,7 +23,7 @@ def test_the_published_resnet20_scores_what_it_must(shared_data) -> None:
     command += ["--mean", ".485,.456,.406", "--std", ".229,.224,.225"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     result = json.loads(done.stdout)
-    assert result["images"] == 10_000
+    assert result["count"] == 10_000
     assert result["metrics"]["top1"] == pytest.approx(81.03, abs=0.05)
     assert set(result["metrics"]) == {"top1", "top5", "loss"}
 
@@ -31,7 +32,7 @@ def test_a_run_is_scored_as_the_comparison_scores_it(run) -> None:
     data = load_data("digits")
     scores = scores_on_test(run, data, None)
     result = evaluate(run.folder, "digits", per_class=True)
-    assert result["images"] == len(scores)
+    assert result["count"] == len(scores)
     assert result["metrics"]["top1"] == pytest.approx(100 * scores.mean())
     confusion = np.array(result["confusion"])
     assert data.test is not None

@@ -235,7 +235,7 @@ def test_scores_are_those_of_the_publishers_own_transforms(files, network, tmp_p
     listed = _set(tmp_path, folders, SIZES)
     expected = _expected(network, transform(), listed, index)
     result = evaluate("resnet18", str(tmp_path), weights=files / file, per_class=True)
-    assert result["images"] == len(listed), "all of them: nothing was trained on a part"
+    assert result["count"] == len(listed), "all of them: nothing was trained on a part"
     assert result["metrics"] == pytest.approx(expected, abs=1e-3)
     assert result["metrics"]["top5"] > 0
     assert result["classes"] == list(names)

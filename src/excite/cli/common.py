@@ -20,7 +20,9 @@ Settings = Annotated[
 Data = Annotated[
     str | None,
     typer.Option(
-        "--data", help="digits, cifar10, cifar100, or a folder or tar of class folders.", show_default=False
+        "--data",
+        help="digits, cifar10, cifar100, a folder or tar of class folders, indian-pines, or a scene's file.",
+        show_default=False,
     ),
 ]
 TestData = Annotated[

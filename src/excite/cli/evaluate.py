@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -30,7 +31,10 @@ def run(
         str, typer.Argument(metavar="RUN|SPEC", help="A run's folder, or a network spec with --weights.")
     ],
     data: Annotated[
-        str, typer.Option("--data", help="digits, cifar10, cifar100, or a folder or tar of class folders.")
+        str,
+        typer.Option(
+            "--data", help="digits, cifar10, cifar100, a folder or tar of class folders, or a hyperspectral scene."
+        ),
     ],
     test_data: TestData = None,
     weights: Weights = None,
@@ -45,10 +49,20 @@ def run(
     refuse_broken: Annotated[
         bool, typer.Option("--refuse-broken", help="Fail on an image that cannot be read, instead of skipping it.")
     ] = False,
+    mc_dropout: Annotated[
+        int,
+        typer.Option(
+            min=0, metavar="N", help="Of a scene: ask N times with dropout left on, and map the uncertainty."
+        ),
+    ] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Where that map goes, .png or .npy. Default: in the run's reports/.", show_default=False),
+    ] = None,
     device: Device = "auto",
     json: Json = False,
 ) -> None:
-    """Score a trained network on the test images of a set."""
+    """Score a trained network on the test images of a set, or the test pixels of a scene."""
     from rich.console import Console
     from rich.table import Table
 
@@ -68,6 +82,8 @@ def run(
         broken="refuse" if refuse_broken else "skip",
         device=device,
         per_class=per_class,
+        mc_dropout=mc_dropout,
+        out=out,
         progress=True,
     )
     if json:
@@ -75,10 +91,16 @@ def run(
         return
     console = Console(highlight=False)
     for name, value in result["metrics"].items():
-        console.print(f"{name:>5}  {value:.4f}" if name == "loss" else f"{name:>5}  {value:.2f} %")
-    console.print(f"{result['images']} images")
+        console.print(f"{name:>5}  {_said(name, value)}")
+    console.print(f"{result['count']} {result['samples']}")
+    if shared := result.get("overlap"):
+        console.print(
+            f"{shared['windows']:.0f} % of them have training pixels in their windows; the class of the nearest "
+            f"training pixel alone is right for {shared['nearest']:.2f} %"
+        )
     if per_class:
-        table = Table("class", "images", "top1 %", "most often taken for")
+        title = next(iter(result["metrics"])) if result["samples"] == "images" else "accuracy"
+        table = Table("class", result["samples"], f"{title} %", "most often taken for")
         for i, (name, right) in enumerate(zip(result["classes"], result["per_class"], strict=True)):
             if right is None:
                 continue  # of a network's 1,000 classes the images may show a few
@@ -89,3 +111,22 @@ def run(
             count, other = max(wrong, default=(0, ""))
             table.add_row(name, str(sum(row)), f"{right:.2f}", f"{other} ({count})" if count else "")
         console.print(table)
+        if "picture" in result:
+            console.print(f"Confusion: {result['picture']}", soft_wrap=True)
+    if mc_dropout:
+        doubts = result["uncertainty"]
+        figures = ", ".join(f"{name} {_said(name, value)}" for name, value in doubts["metrics"].items())
+        console.print(f"Mean of {doubts['passes']} answers with dropout: {figures}")
+        if doubts["auroc"] is not None:
+            console.print(
+                f"Entropy of right pixels {doubts['entropy_right']:.3f}, of wrong ones {doubts['entropy_wrong']:.3f} "
+                f"(0 … 1); it tells wrong from right with an AUROC of {doubts['auroc']:.3f}"
+            )
+        console.print(f"Map: {doubts['map']}", soft_wrap=True)
+
+
+def _said(name: str, value: float) -> str:
+    """A metric with its unit; kappa × 100 has none."""
+    if name == "loss":
+        return f"{value:.4f}"
+    return f"{value:.2f}" if name == "kappa" else f"{value:.2f} %"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from excite.cli.common import Device, numbers, show_log
+from excite.cli.common import Device, numbers, print_json, show_log
 from excite.cli.evaluate import ImageSize, Interpolation, Mean, Resize, Std, Weights
+from excite.errors import UsageError
 
 NAME = "predict"
 
@@ -27,19 +28,136 @@ def run(
     source: Annotated[
         str, typer.Argument(metavar="RUN|SPEC", help="A run's folder, or a network spec with --weights.")
     ],
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Image files and folders of them.")],
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="PATH...", help="Image files and folders of them; for a run of a hyperspectral scene, one scene."
+        ),
+    ],
     weights: Weights = None,
-    top: Annotated[int, typer.Option(min=1, help="How many classes to name.")] = 5,
-    format: Annotated[Format, typer.Option(help="table, jsonl, csv (one line a class) or json.")] = Format.table,
+    top: Annotated[
+        int | None, typer.Option(min=1, help="How many classes to name. [default: 5]", show_default=False)
+    ] = None,
+    format: Annotated[
+        Format | None,
+        typer.Option(help="table, jsonl, csv (one line a class) or json. [default: table]", show_default=False),
+    ] = None,
     mean: Mean = None,
     std: Std = None,
     image_size: ImageSize = None,
     resize: Resize = None,
     interpolation: Interpolation = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Of a scene: where its map goes: .png (a picture), .tif or .npy (class numbers).", show_default=False
+        ),
+    ] = None,
+    ground_truth: Annotated[
+        str | None,
+        typer.Option(help="Of a scene: a file of labels, where none lies beside it.", show_default=False),
+    ] = None,
+    variable: Annotated[
+        str | None, typer.Option(help="Of a scene: the cube's name in a .mat of several.", show_default=False)
+    ] = None,
+    mc_dropout: Annotated[
+        int,
+        typer.Option(min=0, metavar="N", help="Of a scene: take the mean of N answers with dropout left on."),
+    ] = 0,
     device: Device = "auto",
     json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
 ) -> None:
-    """Name what is in images; a broken file is reported and the rest goes on (exit code 1 at the end)."""
+    """Name what is in images, or map the classes of a hyperspectral scene.
+
+    A broken image is reported and the rest goes on (exit code 1 at the end).
+    """
+    from excite.verbs.predict_scene import maps_scenes
+
+    show_log()
+    of_images = {
+        "--weights": weights, "--top": top, "--mean": mean, "--std": std, "--image-size": image_size,
+        "--resize": resize, "--interpolation": interpolation,
+    }  # fmt: skip
+    of_scenes = {
+        "--out": out, "--ground-truth": ground_truth, "--variable": variable, "--mc-dropout": mc_dropout or None,
+    }  # fmt: skip
+    if weights is None and maps_scenes(source):
+        if format in (Format.jsonl, Format.csv):
+            of_images["--format"] = format
+        _refuse(of_images, f"{source} was trained on a hyperspectral scene", "images")
+        if len(paths) > 1:
+            raise UsageError(f"{source} was trained on a hyperspectral scene: give it one scene, not {len(paths)}.")
+        _map(source, str(paths[0]), out, ground_truth, variable, mc_dropout, device, json or format is Format.json)
+        return
+    _refuse(of_scenes, f"{source} is a network of images", "hyperspectral scenes")
+    _name(
+        source,
+        paths,
+        Format.json if json else format or Format.table,
+        weights=weights,
+        top=5 if top is None else top,
+        mean=numbers(mean, "--mean"),
+        std=numbers(std, "--std"),
+        image_size=image_size,
+        resize=resize,
+        interpolation=interpolation,
+        device=device,
+    )
+
+
+def _refuse(options: dict[str, Any], what: str, others: str) -> None:
+    if given := [name for name, value in options.items() if value is not None]:
+        raise UsageError(f"{what}, and {given[0]} is an option for {others}: leave it out.")
+
+
+def _map(
+    run: str,
+    scene: str,
+    out: Path | None,
+    ground_truth: str | None,
+    variable: str | None,
+    passes: int,
+    device: str,
+    json: bool,
+) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from excite.verbs.predict_scene import predict_scene
+
+    result = predict_scene(
+        run,
+        scene,
+        out,
+        ground_truth=ground_truth,
+        variable=variable,
+        passes=passes,
+        device=device,
+        progress=True,
+    )
+    if json:
+        print_json(result)
+        return
+    console = Console(highlight=False)
+    table = Table("number", "class", "pixels", "share")
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for entry in result["classes"]:
+        if entry["pixels"]:
+            share = f"{100 * entry['share']:.2f} %"
+            table.add_row(str(entry["number"]), entry["class"], f"{entry['pixels']:,}", share)
+    console.print(table)
+    how = "the whole scene at once" if result["dense"] else "window by window"
+    console.print(f"{result['rows']:,} × {result['cols']:,} pixels in {result['seconds']:.1f} s, {how}")
+    if result["agreement"] is not None:
+        among = ", those trained on included: no test" if result["trained_here"] else ""
+        labelled = f"{result['agreement']:.2f} % of {result['labelled']:,} labelled pixels"
+        console.print(f"{labelled} as in the ground truth{among}", soft_wrap=True)
+    if result["out"]:
+        console.print(f"Map: {result['out']}", soft_wrap=True)
+
+
+def _name(source: str, paths: list[Path], format: Format, **options: Any) -> None:
     import csv
     import json as writer
     import sys
@@ -49,21 +167,7 @@ def run(
 
     from excite.verbs.predict import predict
 
-    show_log()
-    rows = predict(
-        source,
-        paths,
-        weights,
-        top=top,
-        mean=numbers(mean, "--mean"),
-        std=numbers(std, "--std"),
-        image_size=image_size,
-        resize=resize,
-        interpolation=interpolation,
-        device=device,
-        progress=True,
-    )
-    format = Format.json if json else format
+    rows = predict(source, paths, progress=True, **options)
     failed = 0
     table = Table("file", "prediction")
     lines = csv.writer(sys.stdout, lineterminator="\n")

@@ -76,5 +76,5 @@ def run(
     console = Console(highlight=False)
     if result["metrics"]:
         figures = ", ".join(f"{name} {value:.4g}" for name, value in result["metrics"].items())
-        console.print(f"{result['spec']}: {figures} on {result['images']} test images")
+        console.print(f"{result['spec']}: {figures} on {result['count']} test {result['samples']}")
     console.print(f"Run: {result['run']}", soft_wrap=True)

@@ -43,9 +43,12 @@ def compare_page(result: dict[str, Any], curves: Curves) -> str:
         facts=_facts(result),
         difference_unit=wording.difference_unit(result["metric"]["unit"]),
         compares=wording.compares(result),
+        units="blocks" if result["blocks"] else result["samples"],
         scale=scale,
         rows=[_row(index, result, scale) for index in range(len(result["results"]))],
         cost_rows=_cost_rows(result),
+        metric_names=[wording.capital(wording.metric_name(name)) for name in result["results"][0]["metrics"]],
+        metric_rows=_metric_rows(result),
         has_starts=wording.has_starts(result),
         has_control=any(entry["role"] == "control" for entry in result["results"]),
         contenders=sum(entry["role"] != "baseline" for entry in result["results"]),
@@ -104,7 +107,7 @@ def _facts(result: dict[str, Any]) -> list[tuple[str, str]]:
     ]
     if wording.has_starts(result) and result["weights"]:
         facts.append(("Weights", Path(result["weights"]).name))
-    counts = (("Epochs", result["epochs"]), ("Test images", result["images"]))
+    counts = (("Epochs", result["epochs"]), (f"Test {result['samples']}", result["count"]))
     return facts + [(name, f"{count:,}") for name, count in counts if count is not None]
 
 
@@ -248,6 +251,14 @@ def _cost_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
         }
         rows.append({"index": index, "spec": entry["spec"], "role": entry["role"], "cells": cells})
     return rows
+
+
+def _metric_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Mean and deviation of every metric as text, one row a network."""
+    return [
+        {"spec": entry["spec"], "said": [wording.spread(name, **found) for name, found in entry["metrics"].items()]}
+        for entry in result["results"]
+    ]
 
 
 def _runs(result: dict[str, Any]) -> list[dict[str, str]]:

@@ -48,8 +48,8 @@ def _table(result: dict[str, Any]) -> Table:
     facts = [result["data"], f"{seeds} seed" + ("s" if seeds != 1 else "")]
     if result["epochs"] is not None:
         facts.append(f"{result['epochs']:,} epochs")
-    if result["images"] is not None:
-        facts.append(f"{result['images']:,} test images")
+    if result["count"] is not None:
+        facts.append(f"{result['count']:,} test {result['samples']}")
     title = Text(" · ".join(facts), style="bold")
     return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
 

@@ -12,6 +12,15 @@ from typing import Any
 MISSING = "–"
 MINUS = "−"
 
+_METRICS = {
+    "top1": ("top-1 accuracy", 2),
+    "top5": ("top-5 accuracy", 2),
+    "oa": ("overall accuracy", 2),
+    "aa": ("average accuracy", 2),
+    "kappa": ("kappa × 100", 2),
+}
+"""How prose calls a metric, and its decimals."""
+
 BETTER, WORSE, UNDECIDED = "better", "worse", "no difference shown"
 
 
@@ -89,7 +98,13 @@ def probability(p: float | None) -> str:
 
 def metric_name(name: str) -> str:
     """A metric as prose says it; a name that is not known here is said as it is."""
-    return {"top1": "top-1 accuracy", "top5": "top-5 accuracy"}.get(name, name)
+    return _METRICS.get(name, (name, 4))[0]
+
+
+def spread(name: str, mean: float | None, std: float | None) -> str:
+    """A metric's ``98.39 ± 0.12``; without a deviation the mean alone."""
+    places = _METRICS.get(name, (name, 4))[1]
+    return fixed(mean, places) + (f" ± {fixed(std, places)}" if std is not None else "")
 
 
 def capital(text: str) -> str:

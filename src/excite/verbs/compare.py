@@ -21,14 +21,15 @@ from torch import nn
 from excite import timing
 from excite.analysis.statistics import Estimate, holm, mean_interval, paired_difference
 from excite.cost import cost
-from excite.create import create
+from excite.create import create, for_window
 from excite.data import ImageData
+from excite.data.cube import is_scene
 from excite.errors import UsageError
 from excite.files import write_atomically, write_json
 from excite.report import wording
 from excite.report.compare import compare_page
 from excite.spec import parse_spec
-from excite.tasks.classification import ClassificationTask
+from excite.tasks import task_named
 from excite.training.fit import (
     check_freezing,
     fit,
@@ -43,7 +44,7 @@ from excite.training.optimization import host_factor
 from excite.training.recipe import Recipe, load
 from excite.training.run import Run, versions
 from excite.verbs.costs import speeds
-from excite.verbs.evaluate import fingerprint, score, scores_on_test
+from excite.verbs.scores import fingerprint, overlap_of, score, scores_on_test
 
 log = logging.getLogger(__name__)
 
@@ -96,8 +97,11 @@ def compare(
 
     Returns:
         What ``compare.json`` holds: ``data``, ``seeds``, ``metric``, ``baseline``, ``verdict`` (None below three
-        seeds) and ``results``, one for each contestant; percentages as 0–100. With weights each result has a
-        ``start_score``, the score before the first step (``start_scores`` of each seed), else None.
+        seeds), ``samples`` (what was scored: images or pixels) and their ``count``, ``blocks`` (how many patches of
+        ground the pixels come from, which the intervals count; else None) and ``results``, one for each contestant;
+        percentages as 0–100. ``metrics`` of a result has mean and standard deviation over the seeds of every metric.
+        With weights each result has a ``start_score``, the score before the first step (``start_scores`` of each
+        seed), else None.
 
     Raises:
         UsageError: contestants, data and folder do not fit together.
@@ -130,11 +134,13 @@ def compare(
     if images.test is None:
         raise UsageError(f"'{images.name}' has no test images; give them with --test-data")
     classes, channels = len(images.classes), images.preprocessing.channels
+    size = images.preprocessing.size
+    builders = {name if build else str(for_window(name, size)): build for name, build in builders.items()}
 
     folder = Path(out) if out else _default_folder(images.name, recipe, minutes)
     recipe = _settled(folder, recipe, builders, classes, channels, images, len(chosen), minutes)
 
-    shape = (channels, images.preprocessing.size, images.preprocessing.size)
+    shape = (channels, size, size)
     factories = {name: build or partial(create, name, classes, channels) for name, build in builders.items()}
     roles = dict.fromkeys(builders, "contender") | {next(iter(builders)): "baseline"}
     if control:
@@ -173,6 +179,8 @@ def default_recipe(data: str | None, weights: str | Path | None = None) -> Recip
     """The shipped recipe that suits a data spec, or with weights to start from the one for fine-tuning."""
     if weights:
         return load("finetune").replace({"data.path": data} if data else {})
+    if data is not None and is_scene(data):
+        return load("hybridsn-indian-pines").replace({"data.path": data})
     name = {None: "digits", "digits": "digits", "cifar10": "cifar10", "cifar100": "cifar10"}.get(data, "default")
     return load(name)
 
@@ -230,7 +238,8 @@ def _settled(
         return held
     if minutes is not None:
         loader, device = training_loader(recipe, images), pick_device(recipe.trainer.device)
-        epoch = seeds * len(loader) * sum(step_seconds(recipe, network, loader, device) for network in networks)
+        task = task_named(images.task)
+        epoch = seeds * len(loader) * sum(step_seconds(recipe, network, task, loader, device) for network in networks)
         recipe = recipe.replace({"trainer.epochs": max(1, int(60 * minutes / epoch))})
     fresh = [names for network in networks if (names := fresh_parameters(network)) is not None]
     if fresh:
@@ -289,8 +298,8 @@ def _score_start(run: Run, recipe: Recipe, images: ImageData) -> None:
         return
     recipe, fed, network = starting_point(recipe, images)
     assert images.test is not None
-    scored = score(network, images.test, fed.preprocessing, recipe.trainer.device)
-    content = {"metrics": scored.metrics, "images": scored.images, "fingerprint": fingerprint(images, "start")}
+    scored = score(network, images.test, fed.preprocessing, images.task, recipe.trainer.device)
+    content = {"metrics": scored.metrics, "count": scored.count, "fingerprint": fingerprint(images, "start")}
     write_json(run.folder / "start.json", content)
 
 
@@ -299,7 +308,7 @@ def _start_score(run: Run, images: ImageData) -> float | None:
     with contextlib.suppress(OSError, ValueError, KeyError):
         kept = json.loads((run.folder / "start.json").read_text())
         if kept["fingerprint"] == fingerprint(images, "start"):
-            return float(kept["metrics"][ClassificationTask.metric.name])
+            return float(kept["metrics"][task_named(images.task).metric.name])
     return None
 
 
@@ -347,16 +356,19 @@ def _report(
     notes: list[str] | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
-    metric = ClassificationTask.metric
+    task = task_named(images.task)
+    metric = task.metric
+    notes = [*(notes or []), *_overlap_note(images)]
     shape = (images.preprocessing.channels, images.preprocessing.size, images.preprocessing.size)
     assert images.test is not None
+    blocks = None if images.test.blocks is None else images.test.blocks.numpy()
     scores = {entry.name: np.stack([scores_on_test(run, images, None) for run in entry.runs]) for entry in entries}
     starts = {entry.name: _start_scores(entry.runs, images) for entry in entries}
     measured = _measured(folder, entries, shape, progress)
     baseline = entries[0]
     results: list[dict[str, Any]] = []
     for entry in entries:
-        mean = mean_interval(scores[entry.name])
+        mean = mean_interval(scores[entry.name], blocks=blocks)
         size = cost(entry.build(), shape)
         start = starts[entry.name]
         result: dict[str, Any] = {
@@ -375,10 +387,11 @@ def _report(
             "scores": [metric.factor * float(row.mean()) for row in scores[entry.name]],
             "start_score": None if start is None else float(np.mean(start)),
             "start_scores": start,
+            "metrics": _spread([run.test_metrics() for run in entry.runs]),
         }
         results.append(result)
     rivals = results[1:]
-    differences = [paired_difference(scores[r["spec"]], scores[baseline.name]) for r in rivals]
+    differences = [paired_difference(scores[r["spec"]], scores[baseline.name], blocks=blocks) for r in rivals]
     testable = [d.p for d in differences]
     adjusted = holm([p for p in testable if p is not None]) if None not in testable else [None] * len(testable)
     for result, difference, p in zip(rivals, differences, adjusted, strict=True):
@@ -393,17 +406,39 @@ def _report(
         "weights": recipe.network.weights,
         "verdict": None,
         "results": results,
-        "images": len(images.test),
+        "samples": task.samples,
+        "count": len(images.test),
+        "blocks": None if blocks is None else len(np.unique(blocks)),
         "epochs": recipe.trainer.epochs,
         "recipe": recipe.model_dump(mode="json", exclude={"network", "seed"}),
         "environment": environment(),
-        "notes": notes or [],
+        "notes": notes,
     }
     comparison["verdict"] = verdict(comparison)
     write_json(folder / "compare.json", comparison)
     curves = {entry.name: [_learning(run) for run in entry.runs] for entry in entries}
     write_atomically(folder / "reports" / "compare.html", compare_page(comparison, curves))
     return comparison | {"folder": str(folder)}
+
+
+def _overlap_note(images: ImageData) -> list[str]:
+    shared = overlap_of(images)
+    if shared is None or not shared.windows:
+        return []
+    return [
+        f"{shared.windows:.0f} % of the test pixels have training pixels in their windows: to guess each one's class "
+        f"from the nearest training pixel, without a look at the spectra, is right for {shared.nearest:.2f} %. "
+        "Scores under data.split=disjoint say what the networks know of ground they have not seen."
+    ]
+
+
+def _spread(runs: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float | None]]:
+    """Mean and standard deviation over the seeds of every metric."""
+    values = {name: np.array([run[name] for run in runs]) for name in runs[0]}
+    return {
+        name: {"mean": float(column.mean()), "std": float(column.std(ddof=1)) if len(column) > 1 else None}
+        for name, column in values.items()
+    }
 
 
 def verdict(comparison: dict[str, Any]) -> str | None:

@@ -2,38 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import safetensors.numpy
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from excite.create import create
-from excite.data import ImageData, Loader, Preprocessing, Split, load_data
-from excite.data.load import SMALL, adjusted
-from excite.errors import ExciteError, UsageError, nearest
-from excite.files import write_atomically, write_json
-from excite.tasks import classification
-from excite.tasks.base import Evaluation
-from excite.training.bars import Step, bar
+from excite.data import ImageData, Preprocessing, Split, load_data
+from excite.data.cube import is_scene
+from excite.data.hyperspectral import SceneData
+from excite.data.load import adjusted
+from excite.errors import UsageError, nearest
+from excite.training.bars import bar
 from excite.training.fit import pick_device
 from excite.training.run import Run
+from excite.verbs import scores
+from excite.verbs.evaluate_scene import evaluate_scene
 from excite.weights.base import Origin
 from excite.weights.fetch import resolve
 from excite.weights.published import imagenet_classes, imagenet_synsets, known_classes, known_preprocessing
-
-BATCH = 256
-BATCH_OF_PHOTOS = 32  # the first feature map of 256 images of 224×224 takes 0.8 GB
 
 
 def evaluate(
@@ -50,9 +42,13 @@ def evaluate(
     broken: str = "skip",
     device: str = "auto",
     per_class: bool = False,
+    mc_dropout: int = 0,
+    out: str | Path | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Score a network on the test images of a set.
+    """Score a network on the test images of a set, or on the test pixels of a hyperspectral scene.
+
+    For scenes see :func:`excite.verbs.evaluate_scene.evaluate_scene`; what follows is of images.
 
     Of a set that is not split, these are the fifth of each class that training holds out as well, so that a run is
     never scored on images that it has learned from; for a spec with weights from elsewhere they are all images.
@@ -77,10 +73,13 @@ def evaluate(
         broken: ``skip`` or ``refuse`` files that cannot be decoded.
         device: ``auto``, ``cpu``, ``cuda`` …
         per_class: add the accuracy of each class and the confusion matrix.
+        mc_dropout: of scenes: how often to ask with dropout left on, for a map of uncertainty.
+        out: of scenes: where that map goes.
         progress: show bars on stderr.
 
     Returns:
-        ``{"metrics": {"top1", "top5", "loss"}, "images"}``, percentages as 0–100, and with ``per_class`` also
+        ``{"metrics": {"top1", "top5", "loss"}, "samples": "images", "count"}``, percentages as 0–100, and with
+        ``per_class`` also
         ``classes`` (of the network's outputs), ``per_class`` (percent, None for a class without images) and
         ``confusion`` (true classes in rows).
 
@@ -95,6 +94,13 @@ def evaluate(
         "resize": resize,
         "interpolation": interpolation,
     }
+    if isinstance(data, SceneData) or (isinstance(data, str) and is_scene(data)):
+        refuse_image_options(wishes | {"test": test, "weights": weights}, data)
+        return evaluate_scene(
+            source, data, mc_dropout=mc_dropout, out=out, device=device, per_class=per_class, progress=progress
+        )
+    if mc_dropout or out is not None:
+        raise UsageError("mc_dropout and out are for hyperspectral scenes, and these are images: leave them out.")
     channels = data.preprocessing.channels if isinstance(data, ImageData) else None
     opened = open_network(source, weights, channels, progress)
     if isinstance(data, ImageData):
@@ -117,18 +123,22 @@ def evaluate(
     if opened.of in ("file", "loaded"):
         split, names = _onto_outputs(split, images, opened, device)
     with bar("evaluating", progress) as step:
-        scored = score(opened.network, split, images.preprocessing, device, step)
-    result: dict[str, Any] = {"metrics": scored.metrics, "images": scored.images}
+        scored = scores.score(opened.network, split, images.preprocessing, images.task, device, step)
+    result: dict[str, Any] = {"metrics": scored.metrics, "samples": "images", "count": scored.count}
     if per_class:
-        confusion = scored.details["confusion"]
-        totals = confusion.sum(1)
-        right = confusion.diagonal()
-        result |= {
-            "classes": list(names),
-            "per_class": [100 * float(r) / float(t) if t else None for r, t in zip(right, totals, strict=True)],
-            "confusion": confusion.tolist(),
-        }
+        result |= scores.per_class(scored, names)
     return result
+
+
+def refuse_image_options(given: Mapping[str, Any], data: str | ImageData) -> None:
+    """Refuse what makes no sense for a scene.
+
+    Raises:
+        UsageError: an option of images was given.
+    """
+    if named := [name for name, value in given.items() if value is not None]:
+        what = data if isinstance(data, str) else data.name
+        raise UsageError(f"{what} is a hyperspectral scene, and {named[0]} is an option for images: leave it out.")
 
 
 # --- the network ---------------------------------------------------------------------------------------------------
@@ -175,6 +185,8 @@ def open_network(
     check_source(source, weights)
     if weights is None:
         trained = Run.open(source).load()
+        if trained.task != "classification":
+            raise UsageError(f"{source} was trained on a hyperspectral scene, not on images: give it a scene.")
         return Opened(trained.network, "run", trained.classes, trained.preprocessing)
     path, published = resolve(str(source), weights, progress)
     known = known_preprocessing(path) or (published.preprocessing if published else None)
@@ -298,60 +310,3 @@ def _places(name: str, known: tuple[str, ...]) -> list[int]:
 @cache
 def _plain(name: str) -> str:
     return re.sub(r"[\W_]+", " ", name.casefold()).strip()
-
-
-# --- scores --------------------------------------------------------------------------------------------------------
-
-
-def score(
-    network: nn.Module, split: Split, preprocessing: Preprocessing, device: str = "auto", step: Step | None = None
-) -> Evaluation:
-    """Evaluate on one split, in its order; ``step`` is called with (batches done, in all)."""
-    batches = Loader(split, preprocessing, BATCH if preprocessing.size <= SMALL else BATCH_OF_PHOTOS, seed=0)
-
-    def counted() -> Iterator[classification.Batch]:
-        for done, batch in enumerate(batches, start=1):
-            yield batch
-            if step:
-                step(done, len(batches))
-
-    return classification.evaluate(network, counted(), pick_device(device))
-
-
-def scores_on_test(run: Run, images: ImageData, build: Callable[[], nn.Module] | None) -> NDArray[np.float32]:
-    """The per-image test scores of a finished run, kept beside it so that a second comparison need not compute them.
-
-    Args:
-        run: a finished run.
-        images: the data whose test split counts.
-        build: makes the module for a run of the user's own class.
-    """
-    assert images.test is not None
-    card = run.card
-    if tuple(card["classes"]) != images.classes:
-        raise UsageError(f"{run.folder} was trained on other classes than those of '{images.name}'")
-    wanted = fingerprint(images, card["sha256"])
-    kept, summary = run.folder / "test.safetensors", run.folder / "test.json"
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        if json.loads(summary.read_text())["fingerprint"] == wanted:
-            scores: NDArray[np.float32] = safetensors.numpy.load_file(kept)["scores"]
-            if len(scores) == len(images.test):
-                return scores
-    trained = run.load(build() if build else None)
-    scored = score(trained.network, images.test, trained.preprocessing, run.recipe.trainer.device)
-    arrays = {"scores": scored.scores, "predictions": scored.details["predictions"]}
-    write_atomically(kept, safetensors.numpy.save(arrays))
-    write_json(summary, {"metrics": scored.metrics, "images": scored.images, "fingerprint": wanted})
-    return scored.scores
-
-
-def fingerprint(images: ImageData, weights: str) -> str:
-    """What scores on the test images hang on: the images, and the weights by their checksum."""
-    split = images.test
-    if split is None:
-        raise ExciteError(f"'{images.name}' has no test images.")
-    digest = hashlib.sha256(weights.encode())
-    digest.update(images.name.encode())
-    digest.update(split.labels.numpy().tobytes())
-    digest.update("\n".join(split.names).encode())
-    return digest.hexdigest()

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from excite.errors import UsageError
+from excite.tasks import task_named
 from excite.training.fit import fit, load_recipe_data, new_folder
 from excite.training.recipe import Recipe
 from excite.training.run import Run
-from excite.verbs.evaluate import scores_on_test
+from excite.verbs.scores import scores_on_test
 
 
 def train(
@@ -28,7 +29,8 @@ def train(
         progress: show a bar on stderr.
 
     Returns:
-        ``{"run", "spec", "epochs", "train_seconds", "metrics", "images"}``; ``metrics`` is None without test images.
+        ``{"run", "spec", "epochs", "train_seconds", "metrics", "samples", "count"}``; ``metrics`` is None without
+        test data, ``count`` says how many samples (``images``, ``pixels``) were scored.
 
     Raises:
         UsageError: neither or both of recipe and resume, or a folder that does not fit.
@@ -52,9 +54,10 @@ def train(
         "epochs": card["epochs"],
         "train_seconds": card["train_seconds"],
         "metrics": None,
-        "images": 0,
+        "samples": task_named(data.task).samples,
+        "count": 0,
     }
     if data.test is not None:
         scores = scores_on_test(run, data, None)
-        result |= {"metrics": run.test_metrics(), "images": len(scores)}
+        result |= {"metrics": run.test_metrics(), "count": len(scores)}
     return result

@@ -1,0 +1,1 @@
+"""Exact rewrites of trained networks for inference, and what is made with them."""

@@ -1,0 +1,118 @@
+"""A convolution with a large kernel, done as products in the frequency domain.
+
+The map is cut into blocks that overlap by the kernel less one ("overlap–save": Oppenheim & Schafer, "Discrete-Time
+Signal Processing", Sect. 8.7.3); of each block the discrete Fourier transform is taken, multiplied by that of the
+kernel, and taken back. The blocks are so small that the transforms are best done as matrix products: these leave the
+numbers where the next product wants them, and compute of the way back only what is kept.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+BLOCK = 32
+"""Side of what a block answers, in pixels."""
+
+
+def pays(channels: int, outputs: int, kernel: tuple[int, int]) -> bool:
+    """Whether a convolution is quicker in the frequency domain, judged by counts of multiply–adds per pixel."""
+    size, cols = kernel
+    if size != cols or size < 2:
+        return False
+    side = BLOCK + size - 1
+    waves = side // 2 + 1
+    products = 4 * side * waves * channels * outputs / BLOCK**2
+    transforms = 6 * side * side * waves * (channels + outputs) / BLOCK**2
+    return 2 * (products + transforms) < size * size * channels * outputs  # many small products are slower than one
+
+
+class FrequencyConv2d(nn.Module):
+    """A convolution with a stride of 1 and no padding, for inference.
+
+    Args:
+        weight: (O, C, k, k), float32.
+        bias: (O,), or None.
+    """
+
+    columns: Tensor
+    rows: Tensor
+    rows_back: Tensor
+    columns_back: Tensor
+    real: Tensor
+    imaginary: Tensor
+    bias: Tensor | None
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        outputs, channels, kernel, _ = weight.shape
+        self.kernel, self.side = kernel, BLOCK + kernel - 1
+        side, waves = self.side, self.side // 2 + 1
+        cosine, sine = _waves(waves, side, side)
+        columns = torch.stack((cosine, -sine), 1)  # wave, re/im; column
+        cosine, sine = _waves(side, side, side)
+        rows = torch.stack((torch.stack((cosine, sine), 1), torch.stack((-sine, cosine), 1)), 1)
+        cosine, sine = _waves(side, BLOCK, side)
+        rows_back = torch.stack((torch.stack((cosine, -sine), 1), torch.stack((sine, cosine), 1))) / side
+        # A block is real: the waves beyond the half are the conjugates of those before it.
+        twins = torch.full((waves, 1), 2.0, dtype=torch.float64)
+        twins[0] = 1
+        if side % 2 == 0:
+            twins[-1] = 1
+        cosine, sine = _waves(waves, BLOCK, side)
+        columns_back = torch.stack((cosine * twins, -sine * twins), 1) / side
+
+        def keep(name: str, values: Tensor) -> None:
+            self.register_buffer(name, values.to(weight))
+
+        keep("columns", columns.reshape(2 * waves, side))
+        keep("rows", rows.reshape(2 * side, 2 * side))  # (wave, re/im) × (re/im, row)
+        keep("rows_back", rows_back.permute(0, 3, 1, 2).reshape(2 * BLOCK, 2 * side))  # (re/im, row) × (wave, re/im)
+        keep("columns_back", columns_back.reshape(2 * waves, BLOCK).T.contiguous())
+        # The network's convolution is a correlation: the transform of its kernel is conjugated.
+        conjugate = rows[..., :kernel] * torch.tensor([1.0, -1.0], dtype=torch.float64)[:, None, None]
+        pixels = weight.detach().permute(3, 2, 1, 0).reshape(kernel, -1)
+        halfway = (self.columns[:, :kernel] @ pixels).view(waves, 2 * kernel, channels * outputs)
+        spectrum = conjugate.reshape(2 * side, 2 * kernel).to(weight) @ halfway
+        spectrum = spectrum.view(waves, side, 2, channels, outputs)
+        self.register_buffer("real", spectrum[:, :, 0])
+        self.register_buffer("imaginary", spectrum[:, :, 1])
+        self.register_buffer("bias", None if bias is None else bias.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(1, C, H, W) → (1, O, H − k + 1, W − k + 1), both channels-last."""
+        _, channels, height, width = x.shape
+        high, wide = height - self.kernel + 1, width - self.kernel + 1
+        down, across = -(-high // BLOCK), -(-wide // BLOCK)
+        count, outputs, side = down * across, self.real.shape[-1], self.side
+        blocks = F.pad(x[0], (0, across * BLOCK - wide, 0, down * BLOCK - high))
+        blocks = blocks.unfold(1, side, BLOCK).unfold(2, side, BLOCK)  # C, down, across, row, column
+        blocks = blocks.permute(4, 3, 1, 2, 0).reshape(side, -1)
+        halfway = (self.columns @ blocks).view(-1, 2 * side, count * channels)
+        answers = []
+        for block, real, imaginary in zip(halfway, self.real, self.imaginary, strict=True):
+            whole = (self.rows @ block).view(side, 2, count, channels)
+            turned = torch.stack((-whole[:, 1], whole[:, 0]), 1)
+            answer = torch.bmm(whole.flatten(1, 2), real)
+            answer.baddbmm_(turned.flatten(1, 2), imaginary)
+            answers.append(self.rows_back @ answer.view(2 * side, count * outputs))
+        pieces = self.columns_back @ torch.stack(answers).view(len(self.columns), -1)
+        pieces = pieces.view(BLOCK, BLOCK, down, across, outputs)
+        y = torch.empty(high, wide, outputs, device=x.device, dtype=x.dtype)
+        for i in range(down):
+            for j in range(across):
+                place = y[i * BLOCK : (i + 1) * BLOCK, j * BLOCK : (j + 1) * BLOCK]
+                place.copy_(pieces[: place.shape[1], : place.shape[0], i, j].transpose(0, 1))
+        if self.bias is not None:
+            y += self.bias
+        return y.permute(2, 0, 1)[None]
+
+
+def _waves(waves: int, points: int, side: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the first waves at the first points of a block, float64 (waves, points)."""
+    turns = torch.outer(torch.arange(waves), torch.arange(points)) % side  # exact, in whole numbers
+    angles = turns.double() * (2 * math.pi / side)
+    return angles.cos(), angles.sin()

@@ -1,0 +1,118 @@
+"""Scores of trained networks: on one split, and those that a run keeps beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+from numpy.typing import NDArray
+from torch import nn
+
+from excite.analysis.overlap import Overlap, overlap
+from excite.data import ImageData, Loader, Preprocessing, Split
+from excite.data.hyperspectral import SceneData, Windows
+from excite.data.load import SMALL
+from excite.deploy.scene_map import logits_at
+from excite.errors import ExciteError, UsageError
+from excite.files import write_atomically, write_json
+from excite.tasks import classification, task_named
+from excite.tasks.base import Evaluation
+from excite.training.bars import Step
+from excite.training.fit import pick_device
+from excite.training.run import Run
+
+BATCH = 256
+BATCH_OF_PHOTOS = 32  # the first feature map of 256 images of 224×224 takes 0.8 GB
+
+
+def score(
+    network: nn.Module,
+    split: Split,
+    preprocessing: Preprocessing,
+    task: str = "classification",
+    device: str = "auto",
+    step: Step | None = None,
+) -> Evaluation:
+    """Evaluate on one split, in its order; ``step`` is called with (batches done, in all)."""
+    evaluation = task_named(task).evaluation
+    if isinstance(split.images, Windows):
+        windows, where = split.images, pick_device(device)
+        said = logits_at(network, windows.padded, windows.positions, windows.window, where, progress=step)
+        return evaluation(said, split.labels)
+    batches = Loader(split, preprocessing, BATCH if preprocessing.size <= SMALL else BATCH_OF_PHOTOS, seed=0)
+
+    def counted() -> Iterator[classification.Batch]:
+        for done, batch in enumerate(batches, start=1):
+            yield batch
+            if step:
+                step(done, len(batches))
+
+    return evaluation(*classification.outputs(network, counted(), pick_device(device)))
+
+
+def overlap_of(data: ImageData) -> Overlap | None:
+    """What the test pixels of a scene share with its training pixels; None for anything else."""
+    if not isinstance(data, SceneData) or not data.train or not data.test:
+        return None
+    train, test = data.train.images, data.test.images
+    assert isinstance(train, Windows)
+    assert isinstance(test, Windows)
+    return overlap(
+        train.positions.numpy(), train.labels.numpy(), test.positions.numpy(), test.labels.numpy(), test.window
+    )
+
+
+def per_class(scored: Evaluation, classes: Sequence[str]) -> dict[str, Any]:
+    """``classes``, ``per_class`` (percent, None for a class without samples) and ``confusion`` of an evaluation."""
+    confusion = scored.details["confusion"]
+    totals = confusion.sum(1)
+    right = confusion.diagonal()
+    return {
+        "classes": list(classes),
+        "per_class": [100 * float(r) / float(t) if t else None for r, t in zip(right, totals, strict=True)],
+        "confusion": confusion.tolist(),
+    }
+
+
+def scores_on_test(run: Run, images: ImageData, build: Callable[[], nn.Module] | None) -> NDArray[np.float32]:
+    """The per-image test scores of a finished run, kept beside it so that a second comparison need not compute them.
+
+    Args:
+        run: a finished run.
+        images: the data whose test split counts.
+        build: makes the module for a run of the user's own class.
+    """
+    assert images.test is not None
+    card = run.card
+    if tuple(card["classes"]) != images.classes:
+        raise UsageError(f"{run.folder} was trained on other classes than those of '{images.name}'")
+    wanted = fingerprint(images, card["sha256"])
+    kept, summary = run.folder / "test.safetensors", run.folder / "test.json"
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        if json.loads(summary.read_text())["fingerprint"] == wanted:
+            scores: NDArray[np.float32] = safetensors.numpy.load_file(kept)["scores"]
+            if len(scores) == len(images.test):
+                return scores
+    trained = run.load(build() if build else None)
+    scored = score(trained.network, images.test, trained.preprocessing, images.task, run.recipe.trainer.device)
+    arrays = {"scores": scored.scores, "predictions": scored.details["predictions"]}
+    write_atomically(kept, safetensors.numpy.save(arrays))
+    write_json(summary, {"metrics": scored.metrics, "count": scored.count, "fingerprint": wanted})
+    return scored.scores
+
+
+def fingerprint(images: ImageData, weights: str) -> str:
+    """What scores on the test images hang on: the images, and the weights by their checksum."""
+    split = images.test
+    if split is None:
+        raise ExciteError(f"'{images.name}' has no test images.")
+    digest = hashlib.sha256(weights.encode())
+    digest.update(images.name.encode())
+    digest.update(split.labels.numpy().tobytes())
+    digest.update("\n".join(split.names).encode())
+    return digest.hexdigest()
