@@ -87,7 +87,7 @@ def _measured(name: str, values: Mapping[str, T]) -> T:
 
 @dataclass(frozen=True)
 class InferenceCall:
-    """A contestant: one forward pass in eval mode over a random batch, channels-last.
+    """A contestant: one forward pass in eval mode over a random batch, channels-last where it is two-dimensional.
 
     Args:
         network: a spec, or a module (its class must be importable: not defined in a notebook).
@@ -105,14 +105,17 @@ class InferenceCall:
         """Build the network and its input."""
         import torch
 
+        from excite.memory_format import to_channels_last
+
         network = self.network
         if isinstance(network, str):
             from excite.create import create
 
             network = create(network, self.num_classes, self.input_shape[0])
         images = torch.randn(self.batch, *self.input_shape, generator=torch.Generator().manual_seed(0))
-        if images.ndim == 4:
-            network = network.to(memory_format=torch.channels_last)
+        # 3-d convolutions have no channels-last that would pay: such a network stays as it is.
+        if images.ndim == 4 and all(parameter.ndim < 5 for parameter in network.parameters()):
+            to_channels_last(network)
             images = images.contiguous(memory_format=torch.channels_last)
         network.eval()
 

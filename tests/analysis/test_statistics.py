@@ -423,19 +423,21 @@ def test_coverage_by_blocks(kind: str, seeds: int, count: int, variation: float)
     assert without < 0.8
 
 
-# The whole grid: some 10 minutes.
+# The whole grid: some 5 minutes.
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["scores", "share", "difference"])
 @pytest.mark.parametrize("seeds", [3, 5])
-@pytest.mark.parametrize("count", [12, 27, 60, 150])
-@pytest.mark.parametrize("variation", [0.0, 0.5, 0.8, 1.5])
+@pytest.mark.parametrize(
+    ("count", "variation"),
+    # Not 12 blocks that vary as much as 1.5: of some draws one block holds nearly all.
+    [(12, 0.0), (12, 0.5), (12, 0.8), *itertools.product((27, 60, 150), (0.0, 0.5, 0.8, 1.5))],
+)
 def test_coverage_by_blocks_everywhere(kind: str, seeds: int, count: int, variation: float) -> None:
     for block_sd, ratio in ((1.0, 0.0), (1.0, 1.0), (0.3, 0.0)):
         with_blocks, _ = coverage_by_blocks(kind, seeds, count, variation, block_sd, ratio, 2000, seed=7)
-        print(kind, seeds, count, variation, block_sd, ratio, with_blocks, _)
-        assert 0.90 <= with_blocks <= 0.99, (block_sd, ratio)
+        assert 0.91 <= with_blocks <= 0.99, (block_sd, ratio)
 
 
 # The whole grid: some 20 minutes. The allowed noise of a simulated coverage is 0.2 % (450 images) to 0.5 %.

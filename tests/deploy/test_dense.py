@@ -88,8 +88,8 @@ CHAINS = {
         nn.Sequential(nn.Flatten(), nn.Linear(5 * 25, 3)),
     ),
     "bands with strides, padding and dilation": lambda: nn.Sequential(
-        nn.Unflatten(1, (1, 4)), nn.Conv3d(1, 3, (2, 3, 3), stride=(2, 1, 1)), nn.BatchNorm3d(3), nn.ReLU(inplace=True),
-        nn.Conv3d(3, 4, (3, 1, 1), padding=(2, 0, 0), dilation=(2, 1, 1)), nn.Flatten(1, 2),
+        nn.Unflatten(1, (1, 4)), nn.Conv3d(1, 3, (2, 3, 3), stride=(2, 1, 1)), nn.BatchNorm3d(3),
+        nn.ReLU(inplace=True), nn.Conv3d(3, 4, (3, 1, 1), padding=(2, 0, 0), dilation=(2, 1, 1)), nn.Flatten(1, 2),
         nn.Conv2d(8, 6, 3, groups=2), nn.Flatten(), nn.Linear(6 * 9, 3),
     ),
     "padded over bands at once": lambda: nn.Sequential(

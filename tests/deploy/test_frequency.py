@@ -43,6 +43,14 @@ def test_against_plain_sums(kernel, height, width, with_bias) -> None:
     np.testing.assert_allclose(y[0].numpy(), expected, atol=2e-6 * np.abs(expected).max())
 
 
+@pytest.mark.parametrize("width", [1, 29, 33, 64, 145])
+def test_blocks_of_other_sides(width) -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(1, 2, 50, 80), torch.randn(3, 2, 7, 7)
+    expected = nn.functional.conv2d(x.double(), weight.double()).float()
+    torch.testing.assert_close(FrequencyConv2d(weight, None, width)(x), expected, rtol=0, atol=2e-5)
+
+
 def test_its_rounding_is_no_worse_than_that_of_the_plain_convolution() -> None:
     torch.manual_seed(0)
     x, weight = torch.randn(1, 16, 40, 40).relu(), torch.randn(8, 16, 17, 17)

@@ -41,7 +41,7 @@ def test_what_is_dropped_hangs_neither_on_tiles_nor_on_how_the_network_is_applie
     whole = asked(network(units))
     for other in (
         asked(network(units), tile=5),
-        asked(network(units), batch=7),
+        asked(network(units), dense=False, batch=7),
         asked(Wrapped(network(units)), batch=31),
     ):
         np.testing.assert_allclose(other.confidence, whole.confidence, atol=1e-5)
@@ -77,9 +77,7 @@ def test_entropy_is_that_of_the_mean_answer() -> None:
     parts = MonteCarlo(network(), 4, 0)
     with torch.no_grad():
         mean = parts.probabilities(parts.before(windows(Watched(12, 15).values)), np.arange(180)).numpy()
-    np.testing.assert_allclose(
-        found.entropy.ravel(), scipy.stats.entropy(mean, axis=1) / np.log(CLASSES), atol=1e-5
-    )
+    np.testing.assert_allclose(found.entropy.ravel(), scipy.stats.entropy(mean, axis=1) / np.log(CLASSES), atol=1e-5)
     assert 0 <= found.entropy.min() <= found.entropy.max() <= 1
 
 

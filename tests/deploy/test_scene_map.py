@@ -17,11 +17,13 @@ def shares(net, scene):
         return net(windows(scene)).double().softmax(1)
 
 
-@pytest.mark.parametrize(("units", "dense"), [("", True), ("+se", False), ("+sk", False)])
+@pytest.mark.parametrize(
+    ("units", "wanted", "dense"), [("", True, True), ("", False, False), ("+se", True, False), ("+sk", True, False)]
+)
 @pytest.mark.parametrize("tile", [160, 16])
-def test_every_pixel_is_as_its_window_says(units, dense, tile) -> None:
+def test_every_pixel_is_as_its_window_says(units, wanted, dense, tile) -> None:
     scene, net = Watched(29, 34), network(units)
-    found = map_scene(net, scene.cube(), spectra(), WINDOW, tile=tile, batch=50)
+    found = map_scene(net, scene.cube(), spectra(), WINDOW, dense=wanted, tile=tile, batch=50)
     expected = shares(net, scene.values)
     assert found.dense is dense
     np.testing.assert_array_equal(found.labels.ravel(), expected.argmax(1).numpy())
@@ -90,7 +92,7 @@ def test_what_is_refused() -> None:
     with pytest.raises(UsageError, match="built for windows of 9 pixels, not of 7"):
         map_scene(network(), scene.cube(), spectra(), 7)
     scene.values[4, 3, 3] = np.nan
-    with pytest.raises(ExciteError, match="small holds values that are not finite.*band 5"):
+    with pytest.raises(ExciteError, match=r"small holds values that are not finite.*band 5"):
         map_scene(network(), scene.cube(), spectra(), WINDOW)
     scene.values = np.zeros((BANDS + 1, 12, 12), np.float32)
     with pytest.raises(UsageError, match=f"small has {BANDS + 1} bands"):

@@ -59,6 +59,14 @@ def test_a_large_scene_is_thinned_out() -> None:
     assert uncertainty_picture(np.broadcast_to(np.float32(0.5), large.shape)).width < 1600
 
 
+def test_wide_panels_stand_beneath_each_other() -> None:
+    shown = np.zeros((300, 1200), np.uint8)
+    picture = scene_picture(shown, ["one"], np.full((300, 1200, 3), 77, np.uint8))
+    assert 1200 < picture.width < 1300
+    rows = (np.asarray(picture)[:, 600] == 77).all(1).nonzero()[0]
+    assert rows.max() < (np.asarray(picture)[:, 600] == class_colours(1)[0]).all(1).nonzero()[0].min()
+
+
 def test_names_in_other_letters_are_drawn() -> None:
     strange = ["Straße", "été × 2 – 3", "玉米", ""]
     assert isinstance(scene_picture(labels(), strange), Image.Image)

@@ -210,6 +210,29 @@ def test_valid_equals_the_paper(name, stride, groups, training):
     np.testing.assert_allclose(unit(x).detach().numpy(), expected, rtol=1e-9, atol=1e-11)
 
 
+@settings(deadline=None, max_examples=60)
+@given(
+    depth=st.integers(1, 9),
+    kernel=st.integers(1, 4),
+    dilation=st.integers(1, 4),
+    stride=st.sampled_from([1, 1, 2]),
+    groups=st.sampled_from([1, 2]),
+)
+def test_the_quicker_way_is_the_same_convolution(depth, kernel, dilation, stride, groups):
+    padding = dilation * (kernel - 1) // 2 + 1
+    unit = SelectiveKernel(2, 4, stride, (((3, 3, 3), 1), ((3, 1, 3), 2)), groups)
+    ours = type(unit.branches[0][0])(
+        2, 4, (kernel, 2, 3), stride, (padding, 1, 0), (dilation, 2, 1), groups, bias=False
+    ).double()
+    x, y = (random_map(3, 2, depth, 5, 4).requires_grad_() for _ in range(2))
+    ours_of_x, theirs_of_y = ours(x), nn.Conv3d.forward(ours, y)
+    torch.testing.assert_close(ours_of_x, theirs_of_y)
+    gradients = [
+        torch.autograd.grad(u.square().sum(), (z, ours.weight)) for u, z in ((ours_of_x, x), (theirs_of_y, y))
+    ]
+    torch.testing.assert_close(*gradients)
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 def test_three_dimensions_with_padding(stride):
     branches = [((3, 1, 3), (1, 1, 1)), ((3, 3, 5), (2, 1, 1))]

@@ -30,6 +30,58 @@ class Overlap:
     nearest: float
 
 
+STEPS = (1, 2, 3, 6, 12)
+"""Ends of the ranges of distances, in pixels, that accuracies are given for; beyond the last there is one more."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """The test pixels at a distance from training pixels of their own class.
+
+    Attributes:
+        nearest: least distance, in pixels, the larger of that in rows and that in columns.
+        farthest: largest distance; None for no end.
+        pixels: how many there are.
+        accuracy: in percent.
+    """
+
+    nearest: int
+    farthest: int | None
+    pixels: int
+    accuracy: float
+
+
+def accuracy_by_distance(
+    train: Places, train_labels: Places, test: Places, test_labels: Places, right: NDArray[np.bool_]
+) -> list[Range]:
+    """How accurate a network is near training pixels of a test pixel's own class, and far from them.
+
+    Args:
+        train: row and column of each training pixel, (n, 2).
+        train_labels: their classes, (n,).
+        test: row and column of each test pixel, (m, 2).
+        test_labels: their classes, (m,).
+        right: whether the network was right, (m,).
+
+    Returns:
+        One for each range of distances that holds test pixels; those of classes without training pixels lie in the
+        last, which has no end.
+    """
+    distance = np.full(len(test), np.inf)
+    for label in np.unique(train_labels):
+        own = test_labels == label
+        if own.any():
+            distance[own], _ = cKDTree(train[train_labels == label]).query(test[own], p=np.inf)
+    ranges = []
+    nearest = 1
+    for farthest in (*STEPS, None):
+        here = (distance >= nearest) & (distance <= (np.inf if farthest is None else farthest))
+        if here.any():
+            ranges.append(Range(nearest, farthest, int(here.sum()), 100 * float(right[here].mean())))
+        nearest = (farthest or 0) + 1
+    return ranges
+
+
 def overlap(train: Places, train_labels: Places, test: Places, test_labels: Places, window: int) -> Overlap:
     """Measure the overlap of a split.
 

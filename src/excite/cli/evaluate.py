@@ -111,6 +111,14 @@ def run(
             count, other = max(wrong, default=(0, ""))
             table.add_row(name, str(sum(row)), f"{right:.2f}", f"{other} ({count})" if count else "")
         console.print(table)
+        if ranges := result.get("by_distance"):
+            table = Table("pixels to training of its class", "test pixels", "accuracy %")
+            for found in ranges:
+                last = found["farthest"]
+                reach = str(last) if last == found["nearest"] else f"{found['nearest']} to {last}"
+                reach = reach if last else f"{found['nearest']} and more"
+                table.add_row(reach, str(found["pixels"]), f"{found['accuracy']:.2f}")
+            console.print(table)
         if "picture" in result:
             console.print(f"Confusion: {result['picture']}", soft_wrap=True)
     if mc_dropout:

@@ -71,8 +71,12 @@ def run(
 
     A broken image is reported and the rest goes on (exit code 1 at the end).
     """
+    from excite.cli.process import keep_freed_buffers
     from excite.verbs.predict_scene import maps_scenes
 
+    scenes = weights is None and maps_scenes(source)
+    if scenes:
+        keep_freed_buffers()  # before the log is shown: only training need tell of it
     show_log()
     of_images = {
         "--weights": weights, "--top": top, "--mean": mean, "--std": std, "--image-size": image_size,
@@ -81,7 +85,7 @@ def run(
     of_scenes = {
         "--out": out, "--ground-truth": ground_truth, "--variable": variable, "--mc-dropout": mc_dropout or None,
     }  # fmt: skip
-    if weights is None and maps_scenes(source):
+    if scenes:
         if format in (Format.jsonl, Format.csv):
             of_images["--format"] = format
         _refuse(of_images, f"{source} was trained on a hyperspectral scene", "images")

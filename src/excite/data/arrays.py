@@ -95,9 +95,9 @@ def listing(arrays: list[StoredArray]) -> str:
 
 
 def _npy(path: Path) -> StoredArray:
-    @functools.cache
     def mapped() -> Any:
         try:
+            # Anew for each piece that is read: the pages of a mapping that stays count as memory of this process.
             array = np.load(path, mmap_mode="r", allow_pickle=False)
         except Exception as error:  # the header is Python text, and damage to it can be of any kind
             raise ExciteError(

@@ -7,9 +7,9 @@ share the reduced scene, framed with zeros, and a batch of windows is copied out
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, overload
+from typing import Any, ClassVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -236,6 +236,21 @@ def load_scene(
         padded=padded,
         kept=kept,
     )
+
+
+def settled(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of :func:`load_scene` with the defaults of those that are left empty."""
+    defaults: dict[str, Any] = {
+        "split": "random",
+        "split_seed": 0,
+        "window": WINDOW,
+        "components": COMPONENTS,
+        "pca": "scene",
+        "whiten": True,
+    }
+    if options.get("train_per_class") is None:
+        defaults["train_ratio"] = TRAIN_RATIO
+    return {**options, **{key: value for key, value in defaults.items() if options.get(key) is None}}
 
 
 def padded_scene(cube: Cube, spectra: Spectra, window: int, progress: Progress | None = None) -> torch.Tensor:

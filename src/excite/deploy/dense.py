@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from excite.deploy.frequency import FrequencyConv2d, pays
@@ -35,7 +36,7 @@ class NotDenseError(UsageError):
     """The network cannot be applied to a whole scene at once; the message names the part that stands in the way."""
 
 
-def to_dense(network: nn.Module, window: int) -> nn.Sequential:
+def to_dense(network: nn.Module, window: int, side: int = 160) -> nn.Sequential:
     """Rewrite a classifier of windows into the same classifier of all windows of a map.
 
     Args:
@@ -43,6 +44,7 @@ def to_dense(network: nn.Module, window: int) -> nn.Sequential:
             padding (2-d, or 3-d over bands, rows and columns), batch norm, elementwise activations, dropout, pooling
             with a stride of 1 or over all that is left, flattening, and linear layers. It is read, not changed.
         window: the side of the windows that it classifies, in pixels.
+        side: about how many windows lie side by side in a map; only the speed hangs on it.
 
     Returns:
         A new network in evaluation mode, on the same device, without dropout and with batch norm folded into the
@@ -56,7 +58,7 @@ def to_dense(network: nn.Module, window: int) -> nn.Sequential:
     shape = network.input_shape if isinstance(network, HybridSN) else None
     if shape is not None and shape[1] != window:
         raise UsageError(f"The network was built for windows of {shape[1]} pixels, not of {window}.")
-    dense = _Dense(window)
+    dense = _Dense(window, side)
     for name, module in chain(network):
         dense.add(name, module)
     return dense.finish()
@@ -89,8 +91,9 @@ def is_chain(network: nn.Module) -> bool:
 class _Dense:
     """The chain as far as it is rewritten, and what its convolutions have left of a window."""
 
-    def __init__(self, window: int) -> None:
+    def __init__(self, window: int, side: int) -> None:
         self.rows = self.cols = window
+        self.side = side
         self.layers: list[nn.Module] = []
         self.flat = False
         self.fresh = False  # whether the last layer's answer is nobody else's, and may be overwritten
@@ -190,7 +193,7 @@ class _Dense:
         outputs, channels = kernel.shape[:2]
         here = weight.device.type == "cpu" and weight.dtype == torch.float32
         if here and pays(channels, outputs, (self.rows, self.cols)):
-            self._put(FrequencyConv2d(kernel, module.bias))
+            self._put(FrequencyConv2d(kernel, module.bias, self.side))
         else:
             made = nn.Conv2d(channels, outputs, (self.rows, self.cols), device="meta")
             made.weight = nn.Parameter(kernel.clone())
@@ -248,20 +251,32 @@ class _BandConvolution(nn.Conv2d):
         return super().forward(runs).transpose(0, 1)[None]
 
 
-class _StackedConvolution(nn.Conv3d):
-    """A 2-d convolution of stacked 3-d maps, (1, C, B, H, W) → (1, O, H, W): a 3-d one that spans all bands."""
+class _StackedConvolution(nn.Conv2d):
+    """A 2-d convolution of stacked 3-d maps, (1, C, B, H, W) → (1, O, H, W), as a sum over a few bands at a time.
+
+    Channels-last 3-d maps are stacked by copying them; so the copy is small.
+    """
 
     def __init__(self, module: nn.Conv2d, maps: int) -> None:
-        bands = module.in_channels // maps
-        rows, cols = module.kernel_size
-        super().__init__(maps, module.out_channels, (bands, rows, cols), device="meta")
-        self.dilation = (1, *module.dilation)
-        weight = module.weight.detach().reshape(module.out_channels, maps, bands, rows, cols)
-        self.weight = nn.Parameter(weight.clone(memory_format=torch.channels_last_3d))
+        bands, kernel = module.in_channels // maps, (module.kernel_size[0], module.kernel_size[1])
+        super().__init__(module.in_channels, module.out_channels, kernel, device="meta")
+        self.dilation = module.dilation
+        weight = module.weight.detach().reshape(module.out_channels, maps, bands, *kernel)
+        weight = weight.transpose(1, 2).flatten(1, 2)  # band by band
+        self.weight = nn.Parameter(weight.clone(memory_format=torch.channels_last))
         self.bias = None if module.bias is None else nn.Parameter(module.bias.detach().clone())
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x).squeeze(2)
+        maps, bands = x.shape[1:3]
+        few = max(192 // maps, 1)
+        y: Tensor | None = None
+        for first in range(0, bands, few):
+            stacked = x[:, :, first : first + few].permute(0, 3, 4, 2, 1).flatten(3).permute(0, 3, 1, 2)
+            weight = self.weight[:, maps * first : maps * (first + few)]
+            part = F.conv2d(stacked, weight, self.bias if y is None else None, dilation=self.dilation)
+            y = part if y is None else y.add_(part)
+        assert y is not None
+        return y
 
 
 class _Affine(nn.Module):

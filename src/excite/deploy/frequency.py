@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 BLOCK = 32
-"""Side of what a block answers, in pixels."""
+"""About the side of what a block answers, in pixels."""
 
 
 def pays(channels: int, outputs: int, kernel: tuple[int, int]) -> bool:
@@ -36,6 +36,7 @@ class FrequencyConv2d(nn.Module):
     Args:
         weight: (O, C, k, k), float32.
         bias: (O,), or None.
+        width: about how wide its answers will be: the blocks are chosen so that few of their pixels lie beyond.
     """
 
     columns: Tensor
@@ -46,23 +47,24 @@ class FrequencyConv2d(nn.Module):
     imaginary: Tensor
     bias: Tensor | None
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, width: int = 5 * BLOCK) -> None:
         super().__init__()
         outputs, channels, kernel, _ = weight.shape
-        self.kernel, self.side = kernel, BLOCK + kernel - 1
-        side, waves = self.side, self.side // 2 + 1
+        self.kernel, self.block = kernel, -(-width // -(-width // BLOCK))
+        self.side = side = self.block + kernel - 1
+        waves = side // 2 + 1
         cosine, sine = _waves(waves, side, side)
         columns = torch.stack((cosine, -sine), 1)  # wave, re/im; column
         cosine, sine = _waves(side, side, side)
         rows = torch.stack((torch.stack((cosine, sine), 1), torch.stack((-sine, cosine), 1)), 1)
-        cosine, sine = _waves(side, BLOCK, side)
+        cosine, sine = _waves(side, self.block, side)
         rows_back = torch.stack((torch.stack((cosine, -sine), 1), torch.stack((sine, cosine), 1))) / side
         # A block is real: the waves beyond the half are the conjugates of those before it.
         twins = torch.full((waves, 1), 2.0, dtype=torch.float64)
         twins[0] = 1
         if side % 2 == 0:
             twins[-1] = 1
-        cosine, sine = _waves(waves, BLOCK, side)
+        cosine, sine = _waves(waves, self.block, side)
         columns_back = torch.stack((cosine * twins, -sine * twins), 1) / side
 
         def keep(name: str, values: Tensor) -> None:
@@ -70,8 +72,10 @@ class FrequencyConv2d(nn.Module):
 
         keep("columns", columns.reshape(2 * waves, side))
         keep("rows", rows.reshape(2 * side, 2 * side))  # (wave, re/im) × (re/im, row)
-        keep("rows_back", rows_back.permute(0, 3, 1, 2).reshape(2 * BLOCK, 2 * side))  # (re/im, row) × (wave, re/im)
-        keep("columns_back", columns_back.reshape(2 * waves, BLOCK).T.contiguous())
+        keep(
+            "rows_back", rows_back.permute(0, 3, 1, 2).reshape(2 * self.block, 2 * side)
+        )  # (re/im, row) × (wave, re/im)
+        keep("columns_back", columns_back.reshape(2 * waves, self.block).T.contiguous())
         # The network's convolution is a correlation: the transform of its kernel is conjugated.
         conjugate = rows[..., :kernel] * torch.tensor([1.0, -1.0], dtype=torch.float64)[:, None, None]
         pixels = weight.detach().permute(3, 2, 1, 0).reshape(kernel, -1)
@@ -86,25 +90,26 @@ class FrequencyConv2d(nn.Module):
         """(1, C, H, W) → (1, O, H − k + 1, W − k + 1), both channels-last."""
         _, channels, height, width = x.shape
         high, wide = height - self.kernel + 1, width - self.kernel + 1
-        down, across = -(-high // BLOCK), -(-wide // BLOCK)
-        count, outputs, side = down * across, self.real.shape[-1], self.side
-        blocks = F.pad(x[0], (0, across * BLOCK - wide, 0, down * BLOCK - high))
-        blocks = blocks.unfold(1, side, BLOCK).unfold(2, side, BLOCK)  # C, down, across, row, column
+        block, side, outputs = self.block, self.side, self.real.shape[-1]
+        down, across = -(-high // block), -(-wide // block)
+        count = down * across
+        blocks = F.pad(x[0], (0, across * block - wide, 0, down * block - high))
+        blocks = blocks.unfold(1, side, block).unfold(2, side, block)  # C, down, across, row, column
         blocks = blocks.permute(4, 3, 1, 2, 0).reshape(side, -1)
         halfway = (self.columns @ blocks).view(-1, 2 * side, count * channels)
-        answers = []
-        for block, real, imaginary in zip(halfway, self.real, self.imaginary, strict=True):
-            whole = (self.rows @ block).view(side, 2, count, channels)
+        answers = x.new_empty(len(halfway), 2 * block, count * outputs)
+        for wave, answer in enumerate(answers):
+            whole = (self.rows @ halfway[wave]).view(side, 2, count, channels)
             turned = torch.stack((-whole[:, 1], whole[:, 0]), 1)
-            answer = torch.bmm(whole.flatten(1, 2), real)
-            answer.baddbmm_(turned.flatten(1, 2), imaginary)
-            answers.append(self.rows_back @ answer.view(2 * side, count * outputs))
-        pieces = self.columns_back @ torch.stack(answers).view(len(self.columns), -1)
-        pieces = pieces.view(BLOCK, BLOCK, down, across, outputs)
+            product = torch.bmm(whole.flatten(1, 2), self.real[wave])
+            product.baddbmm_(turned.flatten(1, 2), self.imaginary[wave])
+            torch.mm(self.rows_back, product.view(2 * side, count * outputs), out=answer)
+        pieces = self.columns_back @ answers.view(len(self.columns), -1)
+        pieces = pieces.view(block, block, down, across, outputs)
         y = torch.empty(high, wide, outputs, device=x.device, dtype=x.dtype)
         for i in range(down):
             for j in range(across):
-                place = y[i * BLOCK : (i + 1) * BLOCK, j * BLOCK : (j + 1) * BLOCK]
+                place = y[i * block : (i + 1) * block, j * block : (j + 1) * block]
                 place.copy_(pieces[: place.shape[1], : place.shape[0], i, j].transpose(0, 1))
         if self.bias is not None:
             y += self.bias

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -31,6 +31,9 @@ Floats = npt.NDArray[np.float32]
 Step = Callable[[int, int], object]
 """Called with (done, in all)."""
 
+Tile = tuple[int, int, int, int]
+"""Top, bottom, left, right."""
+
 TILE = 160
 """The side of a tile, in pixels: larger ones compute less of the halo twice, and take more memory."""
 
@@ -40,7 +43,7 @@ class SceneMap:
     """What a network says of every pixel of a scene.
 
     Attributes:
-        labels: the likeliest class, counted from 0, uint8 or (beyond 255 classes) int64, (rows, cols).
+        labels: the likeliest class, counted from 0, uint8 or (beyond 256 classes) int64, (rows, cols).
         confidence: its probability, float32 (rows, cols).
         entropy: of the mean probabilities, as a share of the largest possible one, 0 … 1, float32 (rows, cols); None
             without Monte Carlo passes.
@@ -62,8 +65,9 @@ def map_scene(
     window: int,
     *,
     device: str | torch.device = "cpu",
+    dense: bool = True,
     tile: int = TILE,
-    batch: int = 256,
+    batch: int | None = None,
     passes: int = 0,
     seed: int = 0,
     progress: Step | None = None,
@@ -77,8 +81,10 @@ def map_scene(
         spectra: how its spectra become the network's channels.
         window: the side of the windows, in pixels, odd.
         device: where to compute.
+        dense: apply the network to whole tiles where it can be rewritten; False asks it window by window in any case.
         tile: the side of a tile, in pixels.
-        batch: windows at a time, for a network that is asked window by window.
+        batch: windows at a time, for a network that is asked window by window; by default 32 on a CPU, whose caches
+            the maps of more would not fit into, else 256.
         passes: how often to ask with dropout left on (Monte Carlo dropout: Gal & Ghahramani 2016, arXiv 1506.02142);
             the probabilities are the mean over the passes. 0: dropout off.
         seed: of the dropout: the same seed gives the same map, bit for bit, on the same machine.
@@ -90,12 +96,13 @@ def map_scene(
         ExciteError: the cube cannot be read, or holds values that are not finite.
     """
     begin = time.perf_counter()
-    asked = _Asked(network, window, device, batch, passes, seed)
+    tiles = _tiles(cube.rows, cube.cols, tile)
+    asked = _Asked(network, window, device, batch, tiles if dense else [], passes, seed)
     labels: npt.NDArray[Any] | None = None
     confidence = np.empty((cube.rows, cube.cols), np.float32)
     entropy = np.empty_like(confidence) if passes else None
     done, total = 0, cube.rows * cube.cols
-    for top, bottom, left, right in _tiles(cube.rows, cube.cols, tile):
+    for top, bottom, left, right in tiles:
         pixels = _pixel_numbers(top, bottom, left, right, cube.cols)
         block = _framed(cube, spectra, top, bottom, left, right, window // 2)
         probabilities = asked.probabilities(
@@ -122,7 +129,7 @@ def logits_at(
     positions: npt.NDArray[np.int64] | Tensor,
     window: int,
     device: str | torch.device = "cpu",
-    batch: int = 256,
+    batch: int | None = None,
     progress: Step | None = None,
 ) -> Tensor:
     """Logits of chosen pixels of a scene that lies reduced and framed in memory.
@@ -136,7 +143,7 @@ def logits_at(
         positions: row and column of each pixel, int64 (N, 2), counted without the frame.
         window: the side of the windows, in pixels, odd.
         device: where to compute.
-        batch: windows at a time.
+        batch: windows at a time, as for :func:`map_scene`.
         progress: called with (done, in all).
 
     Returns:
@@ -145,16 +152,16 @@ def logits_at(
     positions = torch.as_tensor(positions)
     rows, cols = padded.shape[1] - window + 1, padded.shape[2] - window + 1
     few = len(positions) * window < rows * cols  # a window costs at least `window` times a pixel of a dense map
-    asked = _Asked(network, window, device, batch, densely=not few)
+    tiles = [] if few else _tiles(rows, cols, TILE)
+    asked = _Asked(network, window, device, batch, tiles)
     if not asked.is_dense:
         parts: list[Tensor] = []
         for part in asked.windows(padded, positions):
             parts.append(part.cpu())
             if progress:
-                progress(min(len(parts) * batch, len(positions)), len(positions))
+                progress(min(len(parts) * asked.batch, len(positions)), len(positions))
         return torch.cat(parts)
     logits: Tensor | None = None
-    tiles = list(_tiles(rows, cols, TILE))
     for done, (top, bottom, left, right) in enumerate(tiles):
         row, col = positions[:, 0], positions[:, 1]
         here = ((row >= top) & (row < bottom) & (col >= left) & (col < right)).nonzero()[:, 0]
@@ -171,28 +178,33 @@ def logits_at(
 
 
 class _Asked:
-    """A network as it is asked: all windows of a block at once where that is exact, else batches of them."""
+    """A network as it is asked: all windows of a tile at once where that is exact, else batches of them.
+
+    Without tiles it is asked in batches in any case.
+    """
 
     def __init__(
         self,
         network: nn.Module,
         window: int,
         device: str | torch.device,
-        batch: int,
+        batch: int | None,
+        tiles: Sequence[Tile],
         passes: int = 0,
         seed: int = 0,
-        densely: bool = True,
     ) -> None:
         if window < 1 or window % 2 == 0:
             raise UsageError(f"A window of {window} pixels has no centre: its side must be odd.")
-        self.window, self.device, self.batch = window, torch.device(device), batch
+        self.window, self.device = window, torch.device(device)
+        self.batch = batch or (32 if self.device.type == "cpu" else 256)
         network = copy.deepcopy(network).to(self.device).eval()
         self.monte_carlo = MonteCarlo(network, passes, seed) if passes else None
         self.network = self.monte_carlo.before if self.monte_carlo else network
         self._dense: nn.Module | None = None
-        if densely:
+        if tiles:
+            widest = max(right - left for _, _, left, right in tiles)
             with contextlib.suppress(NotDenseError):
-                self._dense = to_dense(self.network, window)
+                self._dense = to_dense(self.network, window, widest)
 
     @property
     def is_dense(self) -> bool:
@@ -232,11 +244,9 @@ class _Asked:
                 yield self.network(views[row, col].to(self.device)).float()
 
 
-def _tiles(rows: int, cols: int, side: int) -> Iterator[tuple[int, int, int, int]]:
-    """Top, bottom, left, right of tiles of about equal size, none larger than ``side``."""
-    for top, bottom in _cuts(rows, side):
-        for left, right in _cuts(cols, side):
-            yield top, bottom, left, right
+def _tiles(rows: int, cols: int, side: int) -> list[Tile]:
+    """Tiles of about equal size, none larger than ``side``."""
+    return [(*high, *wide) for high in _cuts(rows, side) for wide in _cuts(cols, side)]
 
 
 def _cuts(length: int, most: int) -> list[tuple[int, int]]:

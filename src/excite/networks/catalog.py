@@ -425,8 +425,8 @@ CATALOG: dict[str, Entry] = {
             "HybridSN",
             HybridSNTable(spectral=(7, 5, 3), widths=(8, 16, 32, 64)),
             figures=(
-                Figures(_ROY, _INDIAN_PINES.format(30), 5.122176, top1=0.25, spec="hybridsn:norm=none"),
-                Figures(_ROY, _INDIAN_PINES.format(10), 5.122176, top1=1.61, spec="hybridsn:norm=none"),
+                Figures(_ROY, _INDIAN_PINES.format(30), 5.122176, top1=0.25, spec="hybridsn:norm=none,dropout=0.4"),
+                Figures(_ROY, _INDIAN_PINES.format(10), 5.122176, top1=1.61, spec="hybridsn:norm=none,dropout=0.4"),
             ),
         ),
         Entry("hybridsn_2d", "HybridSN in two dimensions", HybridSNTable(spectral=(), widths=(96, 160, 256, 64))),

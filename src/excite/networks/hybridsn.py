@@ -3,9 +3,9 @@
 Roy, Krishna, Dubey, Chaudhuri, "HybridSN: Exploring 3-D–2-D CNN Feature Hierarchy for Hyperspectral Image
 Classification", IEEE GRSL 17(2), 2020, arXiv 1902.06701 (Sect. II, Table I).
 
-Here with batch norm, which the paper has not; ``norm=none`` is the paper's network. Its counterparts of equal depth
-have four 2-d or four 3-d convolutions. A unit that replaces a convolution replaces any of the four, and a unit that
-rescales a map stands behind the activation of each.
+Here with batch norm, which the paper has not, and so with less dropout; ``norm=none,dropout=0.4`` is the paper's
+network. Its counterparts of equal depth have four 2-d or four 3-d convolutions. A unit that replaces a convolution
+replaces any of the four, and a unit that rescales a map stands behind the activation of each.
 """
 
 from __future__ import annotations
@@ -123,6 +123,11 @@ def hybridsn(
     parts["fc"] = nn.Linear(inputs, num_classes)
     network = HybridSN(OrderedDict(parts))
     network.input_shape = (in_channels, window, window)
+    for module in network.modules():
+        if isinstance(module, (nn.Conv2d, nn.Conv3d)):
+            # By fan-in, those of units too. The fourth has nine times as many inputs as outputs: by fan-out it would
+            # start three times as large, and steps of a given size would move it a third as far.
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
     return network
 
 

@@ -180,7 +180,7 @@ class HybridSNTable:
         spectral: how many bands the kernel of each 3-d convolution spans; the convolutions after them are 2-d.
         widths: output channels of every convolution. All kernels are 3×3 over the positions.
         dense: widths of the hidden dense layers.
-        dropout: after each of them.
+        dropout: after each of them; 0.4 in the paper.
         norm: ``batch`` norm behind every convolution, or ``none`` (the paper) and biases instead.
         bands: that the table is for.
         classes: of the scene that the table is for.
@@ -190,7 +190,7 @@ class HybridSNTable:
     spectral: tuple[int, ...]
     widths: tuple[int, ...]
     dense: tuple[int, ...] = (256, 128)
-    dropout: float = 0.4
+    dropout: float = 0.1
     norm: Literal["batch", "none"] = "batch"
     bands: int = 30
     classes: int = 16

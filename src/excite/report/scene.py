@@ -58,7 +58,7 @@ def scene_picture(
     panels = [] if false_colour is None else [_Panel("False colour", false_colour)]
     if truth is not None:
         panels.append(_Panel("Ground truth", colours[truth]))
-    panels.append(_Panel("Map", colours[labels]))
+    panels.append(_Panel("Map (its shares below)", colours[labels]))
     if entropy is not None:
         values = entropy[::step, ::step]
         most = _round_up(float(np.quantile(values, 0.995)))
@@ -190,25 +190,28 @@ def _compose(
     scale = max(SIDE // max(rows, cols), 1)
     high, wide = rows * scale, cols * scale
     top = _heading(title, note) + 26
-    width = max(2 * _MARGIN + len(panels) * wide + (len(panels) - 1) * _GAP, _width(title, note), 420)
+    beneath = wide > 1.4 * high and len(panels) * wide > LARGEST  # side by side they would be a ribbon
+    right, down = (0, high + _GAP + 26) if beneath else (wide + _GAP, 0)
+    width = max(2 * _MARGIN + wide + (len(panels) - 1) * right, _width(title, note), 420)
+    bottom = top + high + (len(panels) - 1) * down + 22
     font = _font(15)
     entry = max(round(font.getlength(_plain(name)) + font.getlength(share)) for _, name, share in legend) + 56
     columns = max(min((width - 2 * _MARGIN) // entry, len(legend)), 1)
     deep = -(-len(legend) // columns)
-    canvas = Image.new("RGB", (width, top + high + 22 + deep * 26 + _MARGIN - 8), _PAPER)
+    canvas = Image.new("RGB", (width, bottom + deep * 26 + _MARGIN - 8), _PAPER)
     draw = ImageDraw.Draw(canvas)
     _draw_heading(draw, title, note)
     for i, panel in enumerate(panels):
-        left = _MARGIN + i * (wide + _GAP)
-        draw.text((left, top - 8), panel.caption, fill=_SOFT, font=font, anchor="ls")
+        left, upper = _MARGIN + i * right, top + i * down
+        draw.text((left, upper - 8), panel.caption, fill=_SOFT, font=font, anchor="ls")
         smooth = panel.pixels.shape[:2] != (rows, cols)
         image = Image.fromarray(panel.pixels)
         canvas.paste(
-            image.resize((wide, high), Image.Resampling.BOX if smooth else Image.Resampling.NEAREST), (left, top)
+            image.resize((wide, high), Image.Resampling.BOX if smooth else Image.Resampling.NEAREST), (left, upper)
         )
     across = (width - 2 * _MARGIN) // columns
     for i, (colour, name, share) in enumerate(legend):
-        x, y = _MARGIN + i // deep * across, top + high + 22 + i % deep * 26
+        x, y = _MARGIN + i // deep * across, bottom + i % deep * 26
         draw.rectangle((x, y, x + 17, y + 17), fill=colour, outline="#8a9099")
         draw.text((x + 26, y + 9), _plain(name), fill=_INK, font=font, anchor="lm")
         draw.text((x + 34 + font.getlength(_plain(name)), y + 9), share, fill=_SOFT, font=font, anchor="lm")

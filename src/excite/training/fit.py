@@ -27,8 +27,9 @@ from torch import Tensor, nn
 from excite.create import create, for_window
 from excite.data import Augmentation, ImageData, Loader, load_data
 from excite.data.cube import is_scene
-from excite.data.hyperspectral import SceneData, load_scene
+from excite.data.hyperspectral import SceneData, load_scene, settled
 from excite.errors import UsageError
+from excite.memory_format import to_channels_last
 from excite.tasks import task_named
 from excite.tasks.base import Task
 from excite.tasks.classification import outputs
@@ -94,7 +95,7 @@ def fit(
         if recipe.trainer.patience and data.val is None:
             raise UsageError("key 'trainer.patience' needs a validation split: set data.val_fraction, such as 0.1")
         if recipe.trainer.channels_last:
-            _to_channels_last(network)
+            to_channels_last(network)
         recipe = recipe.replace({"augment": dataclasses.asdict(augmentation(recipe, data))})
         _check_precision(recipe, device)
         loader = training_loader(recipe, data)
@@ -109,13 +110,6 @@ def fit(
             recipe.write(run.folder / "recipe.yaml")
         _train(run, recipe, network, None if own else recipe.network.spec, data, loader, device, title)
     return run
-
-
-def _to_channels_last(network: nn.Module) -> None:
-    # Only what is four-dimensional: Module.to would ask it of the kernels of 3-d convolutions, too.
-    for parameter in network.parameters():
-        if parameter.ndim == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
 def starting_point(
@@ -135,6 +129,9 @@ def starting_point(
         # With what weights decide written in, such as how an added unit starts.
         recipe = recipe.replace({"network.spec": getattr(network, "spec", recipe.network.spec)})
     if data.name == recipe.data.path:
+        if isinstance(data, SceneData):
+            chosen = settled({key: getattr(recipe.data, key) for key in SCENE_KEYS})
+            return recipe.replace({f"data.{key}": value for key, value in chosen.items()}), data, network
         recipe, data = normalised_as_weights(recipe, data, network)
     return recipe, data, network
 

@@ -166,6 +166,7 @@ class Run:
             card["scene"] = {
                 "name": data.name,
                 "numbers": list(data.kept),
+                "split": data.pixels.note,
                 "excluded": [data.truth.classes[number - 1] for number in data.pixels.excluded],
                 "train_pixels": len(data.pixels.train),
                 "sha256": sha256(path),

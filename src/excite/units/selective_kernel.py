@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .parts import ACTIVATIONS, check_positive, make_part, mean_over_positions
@@ -91,7 +92,7 @@ class SelectiveKernel(nn.Module):
         kernels = _per_dimension(branches)
         paddings = _paddings(kernels, valid)
         dimensions = len(paddings[0])
-        convolve: Any = {2: nn.Conv2d, 3: nn.Conv3d}[dimensions]
+        convolve: Any = {2: nn.Conv2d, 3: _Conv3d}[dimensions]
         normalise: Any = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}[dimensions]
         if in_channels % groups or out_channels % groups:
             raise ValueError(
@@ -148,6 +149,35 @@ class SelectiveKernel(nn.Module):
         for m in range(1, len(maps)):
             v = torch.addcmul(v, maps[m], weights[m])
         return v
+
+
+class _Conv3d(nn.Conv3d):
+    """A convolution that goes the quicker way to the same result where it is dilated along the first dimension.
+
+    On a CPU the gradient of such a one's weights takes PyTorch three to five times as long as that of another, so
+    every second slice of the map (every d-th, with dilation d) goes through a convolution that is not dilated there.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, D, H, W) → (N, out_channels, D′, H′, W′)."""
+        return _convolve(x, self.weight, self.stride, self.padding, self.dilation, self.groups)
+
+
+def _convolve(
+    x: Tensor, weight: Tensor, stride: tuple[int, ...], padding: Any, dilation: tuple[int, ...], groups: int
+) -> Tensor:
+    step = dilation[0]
+    if step == 1 or weight.shape[2] == 1 or stride[0] != 1 or x.device.type != "cpu":
+        return F.conv3d(x, weight, None, stride, padding, dilation, groups)
+    depth = x.shape[2] + 2 * padding[0]
+    x = F.pad(x, (0, 0, 0, 0, padding[0], padding[0] + -depth % step))
+    slices = x.reshape(*x.shape[:2], -1, step, *x.shape[3:]).movedim(3, 0).flatten(0, 1)
+    u = F.conv3d(slices, weight, None, stride, (0, *padding[1:]), (1, *dilation[1:]), groups)
+    u = u.reshape(step, -1, *u.shape[1:]).movedim(0, 3).flatten(2, 3)
+    return u[:, :, : depth - step * (weight.shape[2] - 1)]
+
+
+torch.fx.wrap("_convolve")  # it looks at the device and the shape: one node to a tracer
 
 
 def _over_positions(attention: Tensor, dimensions: int) -> Tensor:

@@ -58,7 +58,8 @@ def evaluate_scene(
     Returns:
         ``{"metrics": {"oa", "aa", "kappa", "loss"}, "samples", "count", "overlap"}``, where ``overlap`` says what the
         test pixels share with the training pixels (:class:`excite.analysis.overlap.Overlap`; None for a scene that
-        was not trained on). With ``per_class`` as for images, and of a run the ``picture`` of the confusion matrix.
+        was not trained on). With ``per_class`` as for images, ``by_distance``, the accuracy near training pixels and
+        far from them (:class:`excite.analysis.overlap.Range`), and of a run the ``picture`` of the confusion matrix.
         With ``mc_dropout`` also ``uncertainty``: ``passes``, the ``metrics`` of the mean of all answers,
         ``entropy_right`` and ``entropy_wrong`` (mean entropy, 0 … 1, of the pixels that are right and wrong),
         ``auroc`` (how well the entropy tells wrong pixels from right ones: 0.5 not at all, 1 perfectly; None where
@@ -82,6 +83,7 @@ def evaluate_scene(
     reports = None if isinstance(source, nn.Module) else Path(source) / "reports"
     if per_class:
         result |= scores.per_class(scored, scene.classes)
+        result["by_distance"] = [asdict(found) for found in scores.by_distance(scene, scored)]
         if reports is not None:
             picture = confusion_picture(scored.details["confusion"], scene.classes)
             result["picture"] = str(write_picture(reports / "confusion.png", picture))

@@ -13,7 +13,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 from torch import nn
 
-from excite.analysis.overlap import Overlap, overlap
+from excite.analysis.overlap import Overlap, Range, accuracy_by_distance, overlap
 from excite.data import ImageData, Loader, Preprocessing, Split
 from excite.data.hyperspectral import SceneData, Windows
 from excite.data.load import SMALL
@@ -65,6 +65,17 @@ def overlap_of(data: ImageData) -> Overlap | None:
     return overlap(
         train.positions.numpy(), train.labels.numpy(), test.positions.numpy(), test.labels.numpy(), test.window
     )
+
+
+def by_distance(data: SceneData, scored: Evaluation) -> list[Range]:
+    """The accuracy on a scene's test pixels by their distance to training pixels of their class; none without any."""
+    if not data.train or not data.test:
+        return []
+    train, test = data.train.images, data.test.images
+    assert isinstance(train, Windows)
+    assert isinstance(test, Windows)
+    places = (train.positions.numpy(), train.labels.numpy(), test.positions.numpy(), test.labels.numpy())
+    return accuracy_by_distance(*places, scored.scores > 0)
 
 
 def per_class(scored: Evaluation, classes: Sequence[str]) -> dict[str, Any]:

@@ -1,0 +1,187 @@
+"""Training, scoring and comparing on a hyperspectral scene, end to end."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import numpy as np
+import pytest
+import sklearn.metrics
+import torch
+from sklearn.neighbors import KNeighborsClassifier
+from test_predict_scene import COLS, ROWS, WINDOW, write_scene
+
+from excite.data.hyperspectral import SceneData
+from excite.errors import UsageError
+from excite.training.fit import load_recipe_data
+from excite.training.recipe import Recipe, load
+from excite.training.run import Run
+from excite.verbs.compare import compare
+from excite.verbs.evaluate import evaluate
+from excite.verbs.train import train
+
+SETTINGS = {
+    "data.window": WINDOW,
+    "data.components": 4,
+    "data.train_ratio": 0.3,
+    "network.spec": "hybridsn:width=0.25",
+    "trainer.epochs": 2,
+    "trainer.batch_size": 16,
+    "trainer.threads": 1,
+    "trainer.precision": "fp32",
+}
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory) -> str:
+    return str(write_scene(tmp_path_factory.mktemp("scene"))[0])
+
+
+@pytest.fixture(scope="module")
+def recipe(scene) -> Recipe:
+    return load("hybridsn-indian-pines").replace(SETTINGS | {"data.path": scene})
+
+
+@pytest.fixture(scope="module")
+def trained(recipe, tmp_path_factory) -> dict:
+    return train(recipe, out=tmp_path_factory.mktemp("trained") / "run")
+
+
+def loaded(run: Run) -> SceneData:
+    data = load_recipe_data(run.recipe.data)
+    assert isinstance(data, SceneData)
+    return data
+
+
+def window_by_window(run: Run) -> torch.Tensor:
+    """The logits of the test pixels, each from its own window."""
+    windows = loaded(run).test.images
+    with torch.no_grad():
+        return torch.cat([run.load().network(windows[i][0][None]) for i in range(len(windows))])
+
+
+def test_training_says_what_it_trained_on(trained) -> None:
+    run = Run(trained["run"])
+    assert trained["samples"] == "pixels"
+    assert set(trained["metrics"]) == {"oa", "aa", "kappa", "loss"}
+    assert run.card["task"] == "hyperspectral"
+    assert run.card["classes"] == ["corn", "wheat", "oats"]
+    assert run.card["scene"]["numbers"] == [2, 3, 7]
+    data = loaded(run)
+    assert trained["count"] == len(data.test)
+    assert run.card["scene"]["train_pixels"] == len(data.train)
+    assert run.recipe.network.spec == f"hybridsn:width=0.25,window={WINDOW}", "the window is the data's"
+    chosen = run.recipe.data
+    assert (chosen.split, chosen.split_seed, chosen.pca, chosen.whiten) == ("random", 0, "scene", True)
+    assert "train_oa" in run.metrics()
+
+
+def test_scores_are_those_of_scikit_learn_on_the_test_windows(trained, scene) -> None:
+    run = Run(trained["run"])
+    data = loaded(run)
+    labels, predicted = data.test.labels.numpy(), window_by_window(run).argmax(1).numpy()
+    result = evaluate(run.folder, scene, per_class=True)
+    assert result["metrics"] == trained["metrics"]
+    assert result["metrics"]["oa"] == pytest.approx(100 * sklearn.metrics.accuracy_score(labels, predicted))
+    recalls = sklearn.metrics.recall_score(labels, predicted, average=None)
+    assert result["metrics"]["aa"] == pytest.approx(100 * recalls.mean())
+    assert result["per_class"] == pytest.approx(100 * recalls)
+    kappa = sklearn.metrics.cohen_kappa_score(labels, predicted)
+    assert result["metrics"]["kappa"] == pytest.approx(100 * kappa, abs=1e-3)
+    assert result["confusion"] == sklearn.metrics.confusion_matrix(labels, predicted).tolist()
+    assert (run.folder / "reports" / "confusion.png").stat().st_size > 1000
+    json.dumps(result, allow_nan=False)
+
+
+def test_a_network_in_evaluation_mode_gives_the_same_scores_again(trained, scene) -> None:
+    assert evaluate(trained["run"], scene)["metrics"] == evaluate(trained["run"], scene)["metrics"]
+
+
+def test_overlap_is_what_the_nearest_training_pixel_tells(trained, scene) -> None:
+    data = loaded(Run(trained["run"]))
+    places = [split.images.positions.numpy() for split in (data.train, data.test)]
+    near = KNeighborsClassifier(1).fit(places[0], data.train.labels)
+    said = evaluate(trained["run"], scene)["overlap"]
+    # Of training pixels that are as near as each other either may be taken.
+    assert said["nearest"] == pytest.approx(100 * near.score(places[1], data.test.labels), abs=5)
+    assert said["windows"] > 90
+
+
+def test_dropout_left_on_gives_a_map_of_doubt(trained, scene, tmp_path) -> None:
+    result = evaluate(trained["run"], scene, mc_dropout=8, out=tmp_path / "doubt.npy")
+    doubts = result["uncertainty"]
+    entropy = np.load(tmp_path / "doubt.npy")
+    assert entropy.shape == (ROWS, COLS)
+    assert entropy.min() >= 0
+    assert entropy.max() <= 1
+    assert doubts["passes"] == 8
+    assert doubts["map"] == str(tmp_path / "doubt.npy")
+    assert 0 <= doubts["single"]["mean"] <= 100
+    again = evaluate(trained["run"], scene, mc_dropout=8)
+    assert again["uncertainty"] | {"map": None} == doubts | {"map": None}
+    assert again["uncertainty"]["map"].endswith("uncertainty.png")
+    data = loaded(Run(trained["run"]))
+    rows, columns = data.test.images.positions.numpy().T
+    split = [entropy[rows, columns][entropy[rows, columns] >= 0]]
+    assert doubts["entropy_right"] is None or 0 <= doubts["entropy_right"] <= split[0].max()
+
+
+def test_on_another_scene_all_labelled_pixels_are_scored(trained, tmp_path, caplog) -> None:
+    other, truth = write_scene(tmp_path, "elsewhere")
+    with caplog.at_level(logging.WARNING, logger="excite"):
+        result = evaluate(trained["run"], str(other))
+    assert result["count"] == (truth > 0).sum()
+    assert result["overlap"] is None
+    assert "is not the scene of the run" in caplog.text
+
+
+def test_a_comparison_counts_blocks_and_says_what_is_shared(recipe, scene, tmp_path) -> None:
+    specs = ["hybridsn:width=0.25", "hybridsn:width=0.25+se:reduction=2", "resnet20:width=0.25"]
+    quick = recipe.replace({"trainer.epochs": 1})
+    result = compare(specs, scene, seeds=3, recipe=quick, out=tmp_path / "out")
+    assert [entry["spec"] for entry in result["results"]] == [
+        f"hybridsn:width=0.25,window={WINDOW}",
+        f"hybridsn:width=0.25,window={WINDOW}+se:reduction=2",
+        "resnet20:width=0.25",
+    ]
+    assert result["metric"]["name"] == "oa"
+    assert result["samples"] == "pixels"
+    data = load_recipe_data(quick.data)
+    assert result["count"] == len(data.test)
+    assert result["blocks"] == len(data.test.blocks.unique()) < len(data.test)
+    for entry in result["results"]:
+        runs = [Run(tmp_path / "out" / folder) for folder in entry["runs"]]
+        for name in ("oa", "aa", "kappa", "loss"):
+            values = [run.test_metrics()[name] for run in runs]
+            assert entry["metrics"][name]["mean"] == pytest.approx(np.mean(values))
+            assert entry["metrics"][name]["std"] == pytest.approx(np.std(values, ddof=1))
+        assert entry["score"] == pytest.approx(entry["metrics"]["oa"]["mean"], abs=1e-4)
+    assert "have training pixels in their windows" in result["notes"][0]
+    page = (tmp_path / "out" / "reports" / "compare.html").read_text()
+    assert "Overall accuracy" in page
+    assert f"{result['blocks']} blocks of" in page
+    assert "test images" not in page
+    again = compare(specs, scene, seeds=3, recipe=quick, out=tmp_path / "out")
+    assert again == result
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"data.path": "digits"}, r"data\.train_ratio' is for hyperspectral scenes, and 'digits' is none"),
+        ({"data.image_size": 32}, r"data\.image_size' is for images, and .*field\.npy' is none"),
+    ],
+)
+def test_keys_of_the_other_kind_of_data_are_refused(recipe, tmp_path, keys, message) -> None:
+    with pytest.raises(UsageError, match=message):
+        train(recipe.replace(SETTINGS | keys), out=tmp_path / "run")
+
+
+def test_images_and_scenes_are_not_mixed_up(trained, scene) -> None:
+    with pytest.raises(UsageError, match="mean is an option for images"):
+        evaluate(trained["run"], scene, mean=(0.5,))
+    with pytest.raises(UsageError, match="was trained on a hyperspectral scene, not on images"):
+        evaluate(trained["run"], "digits")
+    with pytest.raises(UsageError, match="mc_dropout and out are for hyperspectral scenes"):
+        evaluate(trained["run"], "digits", mc_dropout=3)
