@@ -7,7 +7,7 @@ import os
 import pytest
 
 from excite.errors import ExciteError
-from excite.files import sha256, write_atomically, write_json
+from excite.files import check_writable, sha256, write_atomically, write_json
 
 
 def test_text_bytes_and_writers_arrive_whole(tmp_path) -> None:
@@ -53,6 +53,19 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ExciteError, match="Cannot write"):
         write_atomically(tmp_path / "file" / "below", "x")
+
+
+def test_what_can_be_written_is_known_before(tmp_path) -> None:
+    check_writable(tmp_path / "a" / "b" / "map.png")
+    path = write_atomically(tmp_path / "a" / "file", "old")
+    check_writable(path)
+    assert path.read_text() == "old"
+    assert sorted(p.name for p in path.parent.iterdir()) == ["b", "file"]
+    assert not list((path.parent / "b").iterdir())
+    for wrong in (path / "below", path.parent, path.with_name("x" * 300)):
+        with pytest.raises(ExciteError, match="Cannot write") as caught:
+            check_writable(wrong)
+        assert str(wrong) in str(caught.value)
 
 
 def test_json_refuses_what_json_cannot_hold(tmp_path) -> None:

@@ -28,7 +28,7 @@ def write_atomically(path: str | Path, write: bytes | str | Callable[[IO[bytes]]
         ExciteError: the disk is full or the folder cannot be written; the old file is untouched.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     with _plain_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -48,6 +48,25 @@ def write_atomically(path: str | Path, write: bytes | str | Callable[[IO[bytes]]
     return path
 
 
+def check_writable(path: str | Path) -> None:
+    """Find out before long work whether a file can be written after it.
+
+    Args:
+        path: the file; its folder is made if missing, and an empty file is tried beside it and removed.
+
+    Raises:
+        ExciteError: the folder cannot be made or written, or the path is itself a folder.
+    """
+    path = Path(path)
+    with _plain_errors(path):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = _temporary(path)
+        temporary.touch()
+        temporary.unlink()
+
+
 def write_json(path: str | Path, content: Any) -> Path:
     """Write ``content`` as indented JSON, atomically. NaN and infinities are refused: JSON has neither."""
     return write_atomically(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
@@ -60,6 +79,10 @@ def sha256(path: str | Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def _sync_folder(folder: Path) -> None:

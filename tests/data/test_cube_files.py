@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 import tracemalloc
 from pathlib import Path
 
@@ -239,6 +240,9 @@ def test_other_arrays_than_cubes(tmp_path: Path) -> None:
     path = tmp_path / "objects.npy"
     np.save(path, np.array([[[{}]]], dtype=object), allow_pickle=True)
     refused(path, "Python objects")
+    for content in (b"a text\n", b"", pickle.dumps([1])):
+        path.write_bytes(content)
+        refused(path, "is no .npy array of numbers.")
 
 
 def test_missing_files(tmp_path: Path) -> None:
@@ -249,6 +253,10 @@ def test_missing_files(tmp_path: Path) -> None:
     refused(path, "missing", ".img", error=UsageError)
     with pytest.raises(UsageError, match="did you mean 'indian-pines'"):
         open_cube("indian-pine")
+    with pytest.raises(UsageError, match="'hyperspectral:' lacks the path of a scene"):
+        open_cube("hyperspectral:")
+    with pytest.raises(UsageError, match="indian-pines is named without 'hyperspectral:'"):
+        open_cube("hyperspectral:indian-pines")
     with pytest.raises(UsageError, match=r"\.mat file, and"):
         open_cube(str(save_npy(tmp_path / "a.npy")), variable="x")
 

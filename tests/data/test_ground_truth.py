@@ -129,6 +129,29 @@ def test_names_of_classes(tmp_path: Path) -> None:
         open_ground_truth(spec, cube)
 
 
+def test_names_that_come_twice_are_told_apart(tmp_path: Path) -> None:
+    spec, cube = scene(tmp_path)
+    named = ["Unclassified", "Corn", "Corn", "Corn (2)", "Hay", "Corn", "Oats", "Rye", "Hay", "Oats"]
+    envi.save_classification(str(tmp_path / "Scene_gt.hdr"), TRUTH, class_names=named, ext=".img")
+    apart = ("Corn", "Corn (2)", "Corn (2) (3)", "Hay", "Corn (5)", "Oats", "Rye", "Hay (8)", "Oats (9)")
+    check(open_ground_truth(spec, cube), apart)
+    (tmp_path / "Scene_classes.txt").write_text("class 3\nrye\n", encoding="utf-8")
+    check(open_ground_truth(spec, cube), ("class 3", "rye", "class 3 (3)", *GAPS[3:]))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "nodata"), [("int16", -1), ("uint8", 255), ("float32", -9999), ("float32", np.nan)]
+)
+def test_what_a_tiff_declares_as_nodata_is_unlabelled(dtype: str, nodata: float, tmp_path: Path) -> None:
+    spec, cube = scene(tmp_path)
+    labels = np.where(TRUTH == 0, np.array(nodata, dtype), TRUTH.astype(dtype))
+    labels[np.argwhere(TRUTH == 0)[0][0], np.argwhere(TRUTH == 0)[0][1]] = 0  # 0 is unlabelled all the same
+    path = tmp_path / "Scene_gt.tif"
+    with rasterio.open(path, "w", "GTiff", COLS, ROWS, 1, dtype=dtype, nodata=nodata) as file:
+        file.write(labels, 1)
+    check(open_ground_truth(spec, cube))
+
+
 def test_a_palette_is_read_by_its_numbers(tmp_path: Path) -> None:
     spec, cube = scene(tmp_path)
     image = Image.fromarray(TRUTH, mode="P")
@@ -159,6 +182,7 @@ def test_what_is_no_ground_truth(tmp_path: Path) -> None:
     spec, cube = scene(tmp_path)
     refused(spec, cube, save(tmp_path / "a.npy", TRUTH + 0.5), "whole numbers")
     refused(spec, cube, save(tmp_path / "b.npy", TRUTH.astype(int) - 1), "whole numbers")
+    refused(spec, cube, save(tmp_path / "b.tif", TRUTH.astype(np.int16) - 1), "it holds -1", "whole numbers")
     refused(spec, cube, save(tmp_path / "c.npy", TRUTH * 0), "whole numbers")
     refused(spec, cube, save(tmp_path / "d.npy", np.full(TRUTH.shape, np.nan)), "whole numbers")
     refused(spec, cube, save(tmp_path / "e.npy", np.full(TRUTH.shape, 10**9)), "whole numbers")

@@ -291,6 +291,10 @@ def test_broken_images_only(tmp_path: Path) -> None:
 def test_unknown_names_get_the_nearest() -> None:
     with pytest.raises(UsageError, match=r"Unknown data 'cifr10': did you mean 'cifar10'"):
         load_data("cifr10")
+    with pytest.raises(UsageError, match=r"Unknown data 'indian-pine': did you mean 'indian-pines'"):
+        load_data("indian-pine")
+    with pytest.raises(UsageError, match=r"Unknown data 'hyperspectral': did you mean 'hyperspectral:PATH'"):
+        load_data("hyperspectral")
 
 
 @pytest.mark.parametrize(
@@ -302,6 +306,7 @@ def test_unknown_names_get_the_nearest() -> None:
         ("tar:gone", "gone is not a file"),
         ("digits:here", "'digits' takes no path"),
         ("tar:", "'tar' needs one"),
+        ("indian-pines", "indian-pines names a hyperspectral scene, and not a set of images"),
         ("shapes:here", "Unknown data 'shapes:here'"),
     ],
 )

@@ -122,12 +122,14 @@ def test_broken_values_are_counted(tmp_path: Path) -> None:
         fit_spectra(cube, components=3, pixels=np.eye(ROWS, COLS, dtype=bool))
     for word in (cube.name, "band 5 in 30 pixels", "band 8 in 2 pixels"):
         assert word in str(caught.value)
+    assert "leave these bands out (the option bands)" in str(caught.value)
     fitted = fit_spectra(cube, bands="1-4,6-7,9-12", components=3)
     assert np.isfinite(fitted.reduce(cube, 0, ROWS)).all()
     np.save(tmp_path / "whole.npy", VALUES)
     whole = fit_spectra(open_cube(str(tmp_path / "whole.npy")), components=3)
-    with pytest.raises(ExciteError, match=r"broken\.npy.*band 8 in 1 pixels"):
+    with pytest.raises(ExciteError, match=r"broken\.npy.*band 8 in 1 pixels") as caught:
         whole.reduce(cube, 6, 9)
+    assert "option" not in str(caught.value)  # the bands of a trained network are settled
     np.save(tmp_path / "broken.npy", np.where(np.arange(BANDS) == 2, 1e300, VALUES.astype(np.float64)))
     with pytest.raises(ExciteError, match="band 3 in 600 pixels"):
         fit_spectra(open_cube(str(tmp_path / "broken.npy")), components=3)

@@ -99,6 +99,10 @@ CHAINS = {
         nn.Unflatten(1, (2, 2)), nn.Conv3d(2, 3, (2, 3, 3)), nn.Flatten(1, 2), nn.ReLU(), nn.Conv2d(3, 2, 3),
         nn.Flatten(), nn.Linear(2 * 9, 3),
     ),
+    "kernels of one pixel": lambda: nn.Sequential(
+        nn.Conv2d(4, 5, 1, padding="same"), nn.PReLU(5), nn.Conv2d(5, 3, 3), nn.Flatten(), nn.PReLU(),
+        nn.Linear(3 * 25, 4), nn.PReLU(4), nn.Linear(4, 3),
+    ),
     "nothing but a linear layer": lambda: nn.Sequential(nn.ReLU(), nn.Flatten(), nn.Linear(4 * 49, 3)),
 }  # fmt: skip
 
@@ -137,6 +141,11 @@ def test_an_activation_does_not_overwrite_the_scene() -> None:
     assert torch.equal(scene, kept)
 
 
+def bands_flattened(layer):
+    """A layer behind what leaves one pixel of a window of 9, but several bands."""
+    return nn.Sequential(nn.Unflatten(1, (1, 9)), nn.Conv3d(1, 2, (5, 9, 9)), nn.Flatten(), layer, nn.Linear(10, 3))
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -146,6 +155,8 @@ def test_an_activation_does_not_overwrite_the_scene() -> None:
         (lambda: create("resnet20", 3, in_channels=9), "conv1 pads its windows"),
         (lambda: nn.Sequential(nn.Conv2d(9, 3, 3, padding=1), nn.Flatten()), "0 pads its windows"),
         (lambda: nn.Sequential(nn.Conv2d(9, 3, 3, padding="same"), nn.Flatten()), "0 pads its windows"),
+        (lambda: nn.Sequential(nn.Conv2d(9, 3, 1, padding=1), nn.Flatten()), "0 pads its windows"),
+        (lambda: nn.Sequential(nn.Conv2d(9, 3, (1, 3), padding="same"), nn.Flatten()), "0 pads its windows"),
         (lambda: nn.Sequential(nn.Conv2d(9, 3, 3, stride=2), nn.Flatten()), "0 strides"),
         (lambda: nn.Sequential(nn.MaxPool2d(2), nn.Flatten()), "0 strides"),
         (lambda: nn.Sequential(nn.AvgPool2d(3, stride=1, padding=1), nn.Flatten()), "0 pads"),
@@ -155,6 +166,9 @@ def test_an_activation_does_not_overwrite_the_scene() -> None:
         (lambda: nn.Sequential(nn.Conv2d(9, 3, 11), nn.Flatten()), "more pixels than are left"),
         (lambda: nn.Sequential(nn.Conv2d(9, 3, 3)), "7×7 pixels"),
         (lambda: nn.Sequential(nn.Flatten(), nn.BatchNorm1d(729)), r"1 \(BatchNorm1d\)"),
+        (lambda: nn.Sequential(nn.Flatten(), nn.PReLU(729), nn.Linear(729, 3)), r"1 \(PReLU\)"),
+        (lambda: bands_flattened(nn.PReLU(10)), r"3 \(PReLU\)"),
+        (lambda: bands_flattened(nn.BatchNorm1d(10)), r"3 \(BatchNorm1d\)"),
         (lambda: nn.Sequential(nn.Flatten(), nn.Linear(9 * 80, 3)), "1 takes 720 numbers"),
         (lambda: nn.Sequential(nn.Linear(9, 3)), r"0 \(Linear\)"),
         (lambda: nn.Sequential(nn.Flatten(), nn.Linear(729, 4), nn.Unflatten(1, (2, 2))), r"2 \(Unflatten\)"),

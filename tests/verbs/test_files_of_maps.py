@@ -38,6 +38,17 @@ def test_large_numbers_and_no_place(tmp_path) -> None:
         np.testing.assert_array_equal(np.asarray(back), numbers)
 
 
+@pytest.mark.parametrize("crs", ["EPSG:999999", "no such system", 'PROJCS["cut off'])
+def test_a_coordinate_system_that_cannot_be_read_is_left_out(tmp_path, caplog, crs) -> None:
+    numbers = np.arange(12).reshape(3, 4)
+    with rasterio.open(raster(tmp_path / "map.tif", numbers, Georeference(PLACE.transform, crs))) as back:
+        np.testing.assert_array_equal(back.read(1), numbers)
+        assert tuple(back.transform)[:6] == PLACE.transform
+        assert back.crs is None
+    assert [record.name for record in caplog.records if record.levelname == "WARNING"] == [write_raster.__module__]
+    assert "without a coordinate system" in caplog.text
+
+
 def test_arrays_and_pictures(tmp_path) -> None:
     values = np.arange(6, dtype=np.uint16).reshape(2, 3)
     np.testing.assert_array_equal(np.load(write_array(tmp_path / "a.npy", values), allow_pickle=False), values)

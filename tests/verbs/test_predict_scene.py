@@ -12,7 +12,7 @@ from sklearn.metrics import accuracy_score
 
 from excite.cli import main
 from excite.data.hyperspectral import load_scene
-from excite.errors import UsageError
+from excite.errors import ExciteError, UsageError
 from excite.training.fit import fit
 from excite.training.recipe import load
 from excite.training.run import Run
@@ -119,6 +119,13 @@ def test_a_class_that_the_network_does_not_know_is_left_out(field, scene, tmp_pa
     assert predict_scene(field.folder, str(path))["labelled"] == (truth[truth > 0] != 3).sum()
 
 
+def test_where_nothing_can_be_written_nothing_is_mapped(field, scene, tmp_path, monkeypatch) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setattr("excite.verbs.predict_scene.map_scene", lambda *_, **__: pytest.fail("it was mapped"))
+    with pytest.raises(ExciteError, match="Cannot write"):
+        predict_scene(field.folder, str(scene[0]), tmp_path / "file" / "map.npy")
+
+
 def test_what_is_refused(field, run, scene, tmp_path) -> None:
     path = str(scene[0])
     with pytest.raises(UsageError, match=r"map\.jpg: a map is written as \.png"):
@@ -143,8 +150,8 @@ def excite(monkeypatch, capsys):
 
     monkeypatch.setenv("EXCITE_KEEP_BUFFERS", "0")  # this process is not ours alone
 
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["excite", "predict", *map(str, arguments)])
+    def call(*arguments, verb="predict"):
+        monkeypatch.setattr(sys, "argv", ["excite", verb, *map(str, arguments)])
         with pytest.raises(SystemExit) as end:
             main()
         return end.value.code, *capsys.readouterr()
@@ -163,6 +170,30 @@ def test_from_the_command_line(excite, field, scene, tmp_path) -> None:
     assert "wheat" in printed
     assert "the whole scene at once" in printed
     assert "those trained on included: no test" in printed
+
+
+def test_brackets_in_names_are_no_markup(excite, field, scene, tmp_path, monkeypatch) -> None:
+    odd = [{"class": "[/x]", "number": 2, "pixels": 9, "share": 1.0}]
+    mapped = predict_scene(field.folder, str(scene[0])) | {"classes": odd, "out": "[/x].png"}
+    monkeypatch.setattr("excite.verbs.predict_scene.predict_scene", lambda *_, **__: mapped)
+    code, printed, _ = excite(field.folder, scene[0])
+    assert (code, printed.count("[/x]")) == (0, 2)
+
+    named = [{"file": "[/a].png", "predictions": [{"class": "[/b]", "probability": 0.5}]}]
+    named.append({"file": "[c].png", "error": "[/d] is no picture"})
+    monkeypatch.setattr("excite.verbs.predict.predict", lambda *_, **__: named)
+    code, printed, _ = excite("resnet20", "x.png", "--weights", "w.pt")
+    assert code == 1
+    for text in ("[/a].png", "[/b] 50.0 %", "[c].png", "[/d] is no picture"):
+        assert text in printed
+
+    scored = {"metrics": {"top1": 50.0}, "count": 2, "samples": "images", "classes": ["[/e]", "[/f]"]}
+    scored |= {"per_class": [0.0, 100.0], "confusion": [[0, 1], [0, 1]]}
+    monkeypatch.setattr("excite.verbs.evaluate.evaluate", lambda *_, **__: scored)
+    code, printed, _ = excite("resnet20", "--data", "digits", "--per-class", verb="evaluate")
+    assert code == 0
+    assert "[/e]" in printed
+    assert "[/f] (1)" in printed
 
 
 @pytest.mark.parametrize(

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import json
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
 import sklearn.metrics
 import torch
-from sklearn.neighbors import KNeighborsClassifier
 from test_predict_scene import COLS, ROWS, WINDOW, write_scene
 
-from excite.data.hyperspectral import SceneData
+from excite.data.hyperspectral import SceneData, load_scene
 from excite.errors import UsageError
-from excite.training.fit import load_recipe_data
+from excite.training.fit import fit, load_recipe_data
 from excite.training.recipe import Recipe, load
 from excite.training.run import Run
 from excite.verbs.compare import compare
 from excite.verbs.evaluate import evaluate
+from excite.verbs.predict_scene import predict_scene
 from excite.verbs.train import train
 
 SETTINGS = {
@@ -100,12 +101,21 @@ def test_a_network_in_evaluation_mode_gives_the_same_scores_again(trained, scene
 
 def test_overlap_is_what_the_nearest_training_pixel_tells(trained, scene) -> None:
     data = loaded(Run(trained["run"]))
-    places = [split.images.positions.numpy() for split in (data.train, data.test)]
-    near = KNeighborsClassifier(1).fit(places[0], data.train.labels)
+    train, test = (split.images.positions.numpy() for split in (data.train, data.test))
     said = evaluate(trained["run"], scene)["overlap"]
-    # Of training pixels that are as near as each other either may be taken.
-    assert said["nearest"] == pytest.approx(100 * near.score(places[1], data.test.labels), abs=5)
-    assert said["windows"] > 90
+    is_train = np.zeros((ROWS, COLS), dtype=bool)
+    is_train[tuple(train.T)] = True
+    framed = np.pad(is_train, WINDOW // 2)
+    holds = [framed[row : row + WINDOW, column : column + WINDOW].any() for row, column in test]
+    assert said["windows"] == pytest.approx(100 * np.mean(holds))
+
+    # Of training pixels that are as near as each other either may be taken: between all and none of those is right.
+    squared = ((test[:, None] - train[None]) ** 2).sum(2)
+    nearest = squared == squared.min(1, keepdims=True)
+    same = data.train.labels.numpy()[None] == data.test.labels.numpy()[:, None]
+    surely, perhaps = (nearest <= same).all(1).mean(), (nearest & same).any(1).mean()
+    assert 100 * surely <= said["nearest"] <= 100 * perhaps
+    assert perhaps - surely < 0.2
 
 
 def test_dropout_left_on_gives_a_map_of_doubt(trained, scene, tmp_path) -> None:
@@ -117,14 +127,21 @@ def test_dropout_left_on_gives_a_map_of_doubt(trained, scene, tmp_path) -> None:
     assert entropy.max() <= 1
     assert doubts["passes"] == 8
     assert doubts["map"] == str(tmp_path / "doubt.npy")
-    assert 0 <= doubts["single"]["mean"] <= 100
+
+    predict_scene(trained["run"], scene, tmp_path / "labels.npy", passes=8)
+    data = loaded(Run(trained["run"]))
+    rows, columns = data.test.images.positions.numpy().T
+    wrong = np.load(tmp_path / "labels.npy")[rows, columns] != data.truth.labels[rows, columns]
+    assert doubts["metrics"]["oa"] == pytest.approx(100 * (~wrong).mean())
+    assert doubts["entropy_right"] == pytest.approx(entropy[rows, columns][~wrong].mean(), rel=1e-5)
+    assert doubts["entropy_wrong"] == pytest.approx(entropy[rows, columns][wrong].mean(), rel=1e-5)
+    theirs = sklearn.metrics.roc_auc_score(wrong, entropy[rows, columns])
+    assert doubts["auroc"] == pytest.approx(theirs)
+    assert abs(doubts["single"]["mean"] - doubts["metrics"]["oa"]) < 20
+
     again = evaluate(trained["run"], scene, mc_dropout=8)
     assert again["uncertainty"] | {"map": None} == doubts | {"map": None}
     assert again["uncertainty"]["map"].endswith("uncertainty.png")
-    data = loaded(Run(trained["run"]))
-    rows, columns = data.test.images.positions.numpy().T
-    split = [entropy[rows, columns][entropy[rows, columns] >= 0]]
-    assert doubts["entropy_right"] is None or 0 <= doubts["entropy_right"] <= split[0].max()
 
 
 def test_on_another_scene_all_labelled_pixels_are_scored(trained, tmp_path, caplog) -> None:
@@ -183,5 +200,77 @@ def test_images_and_scenes_are_not_mixed_up(trained, scene) -> None:
         evaluate(trained["run"], scene, mean=(0.5,))
     with pytest.raises(UsageError, match="was trained on a hyperspectral scene, not on images"):
         evaluate(trained["run"], "digits")
-    with pytest.raises(UsageError, match="mc_dropout and out are for hyperspectral scenes"):
+    with pytest.raises(UsageError, match="are for hyperspectral scenes"):
         evaluate(trained["run"], "digits", mc_dropout=3)
+
+
+def test_runs_that_were_trained_on_other_pixels_are_not_compared(trained, recipe, scene, tmp_path) -> None:
+    other = train(recipe.replace({"data.split_seed": 1, "seed": 1}), out=tmp_path / "other")
+    with pytest.raises(UsageError, match=r"data\.split_seed=0 and .*other with 1"):
+        compare([trained["run"], other["run"]], out=tmp_path / "out")
+    with pytest.raises(UsageError, match="on the scene that they were trained on"):
+        compare([trained["run"]], str(tmp_path / "else.npy"), out=tmp_path / "out")
+    alone = compare([trained["run"]], scene, out=tmp_path / "out")
+    assert alone["results"][0]["metrics"]["oa"]["mean"] == trained["metrics"]["oa"]
+
+
+# --- what a network was trained on is never its test ---------------------------------------------------------------
+
+
+def test_the_same_scene_by_another_path_keeps_its_test_pixels(trained, scene, monkeypatch) -> None:
+    monkeypatch.chdir(Path(scene).parent)
+    for spelling in ("./field.npy", "hyperspectral:field.npy", "../" + Path(scene).parent.name + "/field.npy"):
+        assert evaluate(trained["run"], spelling)["count"] == trained["count"]
+
+
+def test_a_scene_that_was_loaded_otherwise_than_by_the_recipe_is_found_again(recipe, scene, tmp_path) -> None:
+    data = load_scene(scene, window=WINDOW, components=3, train_ratio=0.2, split_seed=3)
+    run = fit(recipe.replace({"trainer.epochs": 1}), tmp_path / "run", data=data)
+    again = load_recipe_data(run.recipe.data)
+    assert np.array_equal(again.pixels.train, data.pixels.train)
+    assert evaluate(run.folder, scene)["count"] == len(data.test)
+
+
+def test_pixels_that_were_trained_on_are_noticed(trained, recipe, scene, tmp_path) -> None:
+    other = load_scene(scene, window=WINDOW, components=4, train_ratio=0.3, split_seed=1)
+    with pytest.raises(UsageError, match="trained on other pixels"):
+        evaluate(trained["run"], other)
+    other = load_scene(scene, window=WINDOW, components=4, train_ratio=0.3, whiten=False)
+    with pytest.raises(UsageError, match="other components"):
+        evaluate(trained["run"], other)
+    other = load_scene(scene, window=7, components=4, train_ratio=0.3)
+    with pytest.raises(UsageError, match="windows of 5 pixels, not 7"):
+        evaluate(trained["run"], other)
+
+    path, truth = write_scene(tmp_path, "changing")
+    run = fit(recipe.replace({"trainer.epochs": 1, "data.path": str(path)}), tmp_path / "run")
+    truth[:3] = 0
+    np.save(tmp_path / "changing_gt.npy", truth.astype(np.uint8))
+    with pytest.raises(UsageError, match="the ground truth has changed since"):
+        evaluate(run.folder, str(path))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"out": "doubt.npy"}, "which mc_dropout asks for"),
+        ({"out": "doubt.tif", "mc_dropout": 2}, r"written as \.png or \.npy"),
+        ({"broken": "refuse"}, "broken is an option for images"),
+    ],
+)
+def test_options_that_would_be_of_no_use_are_refused(trained, scene, given, message) -> None:
+    with pytest.raises(UsageError, match=message):
+        evaluate(trained["run"], scene, **given)
+
+
+@pytest.mark.parametrize("keys", [{"augment.crop": "pad"}, {"augment.randaugment": 2}])
+def test_augmentation_that_loses_the_pixel_is_refused(recipe, tmp_path, keys) -> None:
+    with pytest.raises(UsageError, match=r"is for images: the windows of a scene"):
+        train(recipe.replace(keys), out=tmp_path / "run")
+
+
+def test_so_many_pixels_of_each_class(scene) -> None:
+    shipped = load("hybridsn-indian-pines").replace({"data.path": scene, "data.train_per_class": 4, "data.window": 5})
+    data = load_recipe_data(shipped.replace({"data.components": 4, "data.bands": "1-5"}).data)
+    assert np.bincount(data.train.labels).tolist() == [4, 4, 4]
+    assert shipped.replace({"data.bands": 5}).data.bands == "5"

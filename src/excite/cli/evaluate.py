@@ -49,6 +49,10 @@ def run(
     refuse_broken: Annotated[
         bool, typer.Option("--refuse-broken", help="Fail on an image that cannot be read, instead of skipping it.")
     ] = False,
+    ground_truth: Annotated[
+        str | None,
+        typer.Option(help="Of a scene: its file of labels, where it is not found beside it.", show_default=False),
+    ] = None,
     mc_dropout: Annotated[
         int,
         typer.Option(
@@ -64,6 +68,7 @@ def run(
 ) -> None:
     """Score a trained network on the test images of a set, or the test pixels of a scene."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from excite.verbs.evaluate import evaluate
@@ -82,6 +87,7 @@ def run(
         broken="refuse" if refuse_broken else "skip",
         device=device,
         per_class=per_class,
+        ground_truth=ground_truth,
         mc_dropout=mc_dropout,
         out=out,
         progress=True,
@@ -109,7 +115,8 @@ def run(
                 (count, other) for j, (count, other) in enumerate(zip(row, result["classes"], strict=True)) if j != i
             ]
             count, other = max(wrong, default=(0, ""))
-            table.add_row(name, str(sum(row)), f"{right:.2f}", f"{other} ({count})" if count else "")
+            taken = f"{escape(other)} ({count})" if count else ""
+            table.add_row(escape(name), str(sum(row)), f"{right:.2f}", taken)
         console.print(table)
         if ranges := result.get("by_distance"):
             table = Table("pixels to training of its class", "test pixels", "accuracy %")
@@ -120,7 +127,7 @@ def run(
                 table.add_row(reach, str(found["pixels"]), f"{found['accuracy']:.2f}")
             console.print(table)
         if "picture" in result:
-            console.print(f"Confusion: {result['picture']}", soft_wrap=True)
+            console.print(f"Confusion: {escape(result['picture'])}", soft_wrap=True)
     if mc_dropout:
         doubts = result["uncertainty"]
         figures = ", ".join(f"{name} {_said(name, value)}" for name, value in doubts["metrics"].items())
@@ -130,7 +137,7 @@ def run(
                 f"Entropy of right pixels {doubts['entropy_right']:.3f}, of wrong ones {doubts['entropy_wrong']:.3f} "
                 f"(0 … 1); it tells wrong from right with an AUROC of {doubts['auroc']:.3f}"
             )
-        console.print(f"Map: {doubts['map']}", soft_wrap=True)
+        console.print(f"Map: {escape(str(doubts['map']))}", soft_wrap=True)
 
 
 def _said(name: str, value: float) -> str:

@@ -125,6 +125,7 @@ def _map(
     json: bool,
 ) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from excite.verbs.predict_scene import predict_scene
@@ -149,7 +150,7 @@ def _map(
     for entry in result["classes"]:
         if entry["pixels"]:
             share = f"{100 * entry['share']:.2f} %"
-            table.add_row(str(entry["number"]), entry["class"], f"{entry['pixels']:,}", share)
+            table.add_row(str(entry["number"]), escape(entry["class"]), f"{entry['pixels']:,}", share)
     console.print(table)
     how = "the whole scene at once" if result["dense"] else "window by window"
     console.print(f"{result['rows']:,} × {result['cols']:,} pixels in {result['seconds']:.1f} s, {how}")
@@ -158,7 +159,7 @@ def _map(
         labelled = f"{result['agreement']:.2f} % of {result['labelled']:,} labelled pixels"
         console.print(f"{labelled} as in the ground truth{among}", soft_wrap=True)
     if result["out"]:
-        console.print(f"Map: {result['out']}", soft_wrap=True)
+        console.print(f"Map: {escape(result['out'])}", soft_wrap=True)
 
 
 def _name(source: str, paths: list[Path], format: Format, **options: Any) -> None:
@@ -167,6 +168,7 @@ def _name(source: str, paths: list[Path], format: Format, **options: Any) -> Non
     import sys
 
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from excite.verbs.predict import predict
@@ -191,7 +193,7 @@ def _name(source: str, paths: list[Path], format: Format, **options: Any) -> Non
                 lines.writerow([row["file"], rank, guess["class"], f"{guess['probability']:.6f}", ""])
         else:
             guesses = "  ".join(f"{g['class']} {100 * g['probability']:.1f} %" for g in row.get("predictions", []))
-            table.add_row(row["file"], guesses or f"[red]{row['error']}[/red]")
+            table.add_row(escape(row["file"]), escape(guesses) or f"[red]{escape(row['error'])}[/red]")
     if format is Format.json:
         print(writer.dumps({"predictions": gathered}, indent=2))
     elif format is Format.table:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import h5py
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
+_NPY = b"\x93NUMPY"
+_ZIP = b"PK"
 _USER_BLOCK = 512  # MATLAB puts a header of its own in front
 _MOST_NAMES = 10_000
 _LARGEST_CHUNK = 1 << 28  # bytes: a chunk is unpacked as a whole
@@ -107,6 +109,10 @@ def _npy(path: Path) -> StoredArray:
             raise ExciteError(f"Cannot read the array {path}: it is an archive of several (.npz).")
         return array
 
+    with open(path, "rb") as file:
+        start = file.read(len(_NPY))
+    if not start.startswith((_NPY, _ZIP)):  # numpy would take it for a pickle, and advise to trust it
+        raise ExciteError(f"{path} is no .npy array of numbers.")
     array = mapped()
     return StoredArray("", array.shape, array.dtype.kind, False, mapped)
 

@@ -108,6 +108,14 @@ def scene_path(spec: str) -> Path | None:
     return None if spec == INDIAN_PINES else Path(spec.removeprefix(f"{KIND}:"))
 
 
+def same_scene(one: str, other: str) -> bool:
+    """Whether two data specs name the same scene, however its path is written."""
+    paths = scene_path(one), scene_path(other)
+    if paths[0] is None or paths[1] is None:
+        return paths[0] is paths[1]
+    return paths[0].resolve() == paths[1].resolve()
+
+
 def _kind(spec: str) -> str | None:
     if spec == INDIAN_PINES or spec.startswith(f"{KIND}:"):
         return spec.partition(":")[0]
@@ -141,6 +149,10 @@ def open_cube(spec: str, variable: str | None = None, *, bands: int | None = Non
     if path is None:
         array = stored_arrays(indian_pines_file("Indian_pines_corrected.npy"))[0]
         return _array_cube(spec, array, 2, None)
+    if spec == f"{KIND}:":
+        raise UsageError(f"The data spec {spec!r} lacks the path of a scene: write {KIND}:PATH.")
+    if path.name == INDIAN_PINES and not path.exists():
+        raise UsageError(f"There is no scene {path}: {INDIAN_PINES} is named without '{KIND}:' before it.")
     path = existing(path, "scene")
     suffix = path.suffix.lower()
     if variable is not None and suffix != ".mat":

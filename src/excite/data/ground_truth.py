@@ -70,7 +70,8 @@ def open_ground_truth(spec: str, cube: Cube, path: str | None = None) -> GroundT
 
     Classes are called ``class 1``, ``class 2``, …, unless the header of an ENVI classification names them, or a text
     file ``NAME_classes.txt`` beside the ground truth or the scene does: the name of class 1 in its first line, and so
-    on.
+    on. A name that comes again has its class's number added, as in ``Corn (2)``. What a GeoTIFF declares as nodata is
+    unlabelled.
 
     Args:
         spec: the data spec of the scene.
@@ -128,10 +129,15 @@ def _read(file: Path, cube: Cube, scene: Path | None) -> GroundTruth:
             )
         _check_size(file, cube, (raster.rows, raster.cols))
         values = np.asarray(raster.read(slice(0, raster.rows), slice(0, raster.cols)))[0]
+        if raster.nodata is not None:
+            missing = np.isnan(values) if np.isnan(raster.nodata) else values == raster.nodata
+            values = np.where(missing, 0, values)
         classes = raster.classes[1:] if raster.classes else None
     if not _whole(values):
+        below = values.dtype.kind in "if" and values.min() < 0
+        held = f" (it holds {values.min():.10g})" if below else ""
         raise UsageError(
-            f"The ground truth {file} is no raster of labels, which are whole numbers from 0 (unlabelled) to "
+            f"The ground truth {file} is no raster of labels{held}, which are whole numbers from 0 (unlabelled) to "
             f"{MOST_CLASSES:,}."
         )
     return _made(values, _names(file, scene) or classes, str(file))
@@ -208,4 +214,15 @@ def _made(values: npt.NDArray[Any], names: tuple[str, ...] | None, origin: str) 
     labels = np.ascontiguousarray(values.astype(np.int64))
     largest = int(labels.max())
     names = (names or ())[:largest]
-    return GroundTruth(labels, names + tuple(f"class {i + 1}" for i in range(len(names), largest)), origin)
+    names += tuple(f"class {i + 1}" for i in range(len(names), largest))
+    return GroundTruth(labels, _told_apart(names), origin)
+
+
+def _told_apart(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Names with the class's number added to those that came before: a network's classes are found by their names."""
+    taken: dict[str, None] = {}
+    for number, name in enumerate(names, start=1):
+        while name in taken:
+            name = f"{name} ({number})"
+        taken[name] = None
+    return tuple(taken)

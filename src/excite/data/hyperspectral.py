@@ -6,6 +6,7 @@ share the reduced scene, framed with zeros, and a batch of windows is copied out
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -104,6 +105,7 @@ class SceneData(ImageData):
         padded: the reduced scene in its frame of zeros, float32 (K, rows + window − 1, cols + window − 1).
         kept: the ground truth's number of each class, in the order of ``classes``; 0 for a class that this scene does
             not have.
+        options: what :func:`load_scene` was asked for, with its defaults.
     """
 
     task: ClassVar[str] = "hyperspectral"
@@ -114,6 +116,15 @@ class SceneData(ImageData):
     pixels: ScenePixels
     padded: torch.Tensor
     kept: tuple[int, ...]
+    options: dict[str, Any]
+
+    def learned_from(self) -> str:
+        """A checksum of the pixels that are for training and validation, and of their classes."""
+        places = np.concatenate([self.pixels.train, self.pixels.val])
+        places = places[np.lexsort(places.T[::-1])]
+        digest = hashlib.sha256(np.ascontiguousarray(places, dtype="<i8").tobytes())
+        digest.update(np.ascontiguousarray(self.truth.labels[tuple(places.T)], dtype="<i8").tobytes())
+        return digest.hexdigest()
 
 
 def load_scene(
@@ -235,6 +246,22 @@ def load_scene(
         pixels=pixels,
         padded=padded,
         kept=kept,
+        options=settled(
+            {
+                "train_ratio": train_ratio,
+                "train_per_class": train_per_class,
+                "split": split,
+                "split_seed": split_seed,
+                "window": window,
+                "components": components,
+                "pca": pca,
+                "whiten": whiten,
+                "bands": bands,
+                "ground_truth": ground_truth,
+                "variable": variable,
+            }
+        )
+        | {"val_fraction": val_fraction},
     )
 
 

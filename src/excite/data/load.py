@@ -21,6 +21,8 @@ from excite.data.base import (
     StackedImages,
 )
 from excite.data.cifar import MEAN_STD, load_cifar
+from excite.data.cube import INDIAN_PINES, is_scene
+from excite.data.cube import KIND as SCENES
 from excite.data.draws import Indices, hold_out
 from excite.data.encoded import (
     DecodedImages,
@@ -205,10 +207,13 @@ def _parse(spec: str) -> tuple[str, str]:
         return "folder", spec
     if Path(spec).is_file():
         return "tar", spec
+    if is_scene(spec):
+        raise UsageError(f"{spec} names a hyperspectral scene, and not a set of images.")
     if "/" in spec or "\\" in spec or ".tar" in spec:
         raise UsageError(f"There is no folder or file {spec}.")
-    hint = nearest(kind, list(_KINDS))
-    known = f"{', '.join(_KINDS)}, and the path of a folder or tar of class folders"
+    kinds = [*_KINDS, INDIAN_PINES, f"{SCENES}:PATH"]
+    hint = nearest(kind, kinds)
+    known = f"{', '.join(kinds)}, and the path of a folder or tar of class folders or of a scene"
     raise UsageError(" ".join(filter(None, [f"Unknown data {spec!r}:", hint, f"known are {known}."])))
 
 

@@ -47,6 +47,7 @@ class Raster:
         read: from rows and columns to (bands, rows, cols) of such numbers.
         classes: names of the classes from 0 on, of an ENVI classification; else None.
         packed_rows: how many rows the file keeps together.
+        nodata: the number that a GeoTIFF declares to stand for no value.
     """
 
     bands: int
@@ -58,6 +59,7 @@ class Raster:
     wavelengths: tuple[float, ...] | None = None
     classes: tuple[str, ...] | None = None
     packed_rows: int = 1
+    nodata: float | None = None
 
 
 def open_raster(path: Path) -> Raster:
@@ -206,6 +208,7 @@ def _geotiff(path: Path) -> Raster:
             kinds = {np.dtype(name).kind for name in file.dtypes if not name.startswith("complex")}
             placed = file.crs is not None or not file.transform.is_identity
             transform, crs = tuple(file.transform)[:6], file.crs.to_wkt() if file.crs else ""
+            nodata = file.nodata
             kind = "c" if any(name.startswith("complex") for name in file.dtypes) else sorted(kinds)[0]
     except Exception as error:  # GDAL tells of damage by errors of its own
         raise ExciteError(f"Cannot read {path}: it is cut off, damaged, or no TIFF ({reason(error)}).") from error
@@ -216,7 +219,7 @@ def _geotiff(path: Path) -> Raster:
             return file.read(window=((r.start, r.stop), (c.start, c.stop)))
 
     place = Georeference(transform, crs) if placed else None
-    return Raster(bands, rows, cols, kind, read, place, packed_rows=packed_rows)
+    return Raster(bands, rows, cols, kind, read, place, packed_rows=packed_rows, nodata=nodata)
 
 
 def _png(path: Path) -> Raster:

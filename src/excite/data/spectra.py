@@ -82,7 +82,7 @@ class Spectra:
             channels[:, start : start + step] = self.matrix @ centred
         if not np.isfinite(channels).all():
             counts = np.count_nonzero(~np.isfinite(pixels[self.bands]), axis=1)
-            raise _not_finite(name, self.bands, counts)
+            raise _not_finite(name, self.bands, counts, "these are bands that the network looks at: mend them")
         return channels.reshape(-1, rows, cols)
 
     def reduce(self, cube: Cube, top: int, bottom: int, left: int = 0, right: int | None = None) -> Block:
@@ -217,7 +217,7 @@ def _moments(
         if progress:
             progress(bottom, cube.rows)
     if broken.any():
-        raise _not_finite(cube.name, used, broken)
+        raise _not_finite(cube.name, used, broken, "leave these bands out (the option bands), or mend them")
     return mean, scatter / (seen - 1)
 
 
@@ -240,7 +240,7 @@ def _principal(covariance: Floats, components: int, whiten: bool, name: str) -> 
     return matrix, float(values[:components].sum() / total) if total else 1.0
 
 
-def _not_finite(name: str, bands: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]) -> ExciteError:
+def _not_finite(name: str, bands: npt.NDArray[np.int64], counts: npt.NDArray[np.int64], advice: str) -> ExciteError:
     worst = np.flatnonzero(counts)
     if not len(worst):
         return ExciteError(f"The channels of {name} are too large for float32: are its values in the usual unit?")
@@ -248,5 +248,5 @@ def _not_finite(name: str, bands: npt.NDArray[np.int64], counts: npt.NDArray[np.
     more = f", and {len(worst) - 5} more bands" if len(worst) > 5 else ""
     return ExciteError(
         f"{name} holds values that are not finite numbers (NaN, infinite, or too large for float32): {shown}{more}; "
-        "leave these bands out (the option bands), or mend them."
+        f"{advice}."
     )

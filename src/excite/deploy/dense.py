@@ -110,6 +110,8 @@ class _Dense:
             return
         self._release()
         if kind in ELEMENTWISE:
+            if self._mixed() and isinstance(module, nn.PReLU) and module.num_parameters > 1:
+                raise _refusal(name, module)
             made: Any = copy.deepcopy(module)
             if self.fresh and hasattr(made, "inplace"):
                 made.inplace = True
@@ -149,12 +151,14 @@ class _Dense:
             self.layers.append(self.waiting)
             self.waiting = None
 
+    def _mixed(self) -> bool:
+        """Whether what the network takes for channels now are those of several bands or pixels."""
+        return self.flat and (self.banded or (self.rows, self.cols) != (1, 1))
+
     def _convolution(self, name: str, module: Any) -> None:
         *_, rows, cols = module.kernel_size
-        padding = (
-            (0, 0) if module.padding == "valid" else (rows, cols) if module.padding == "same" else module.padding
-        )
-        if any(padding[-2:]) and (rows, cols) != (1, 1):
+        padding = {"valid": (0, 0), "same": (rows - 1, cols - 1)}.get(module.padding, module.padding)
+        if any(padding[-2:]):
             raise NotDenseError(f"{name} {_PADS}.")
         self._check_stride(name, module.stride)
         self._shrink(name, module.dilation[-2] * (rows - 1), module.dilation[-1] * (cols - 1))
@@ -204,7 +208,7 @@ class _Dense:
     def _norm(self, name: str, module: Any) -> None:
         if module.running_mean is None:
             raise NotDenseError(f"{name} normalises by the batch that it sees, in evaluation mode too.")
-        if self.flat and (self.rows, self.cols) != (1, 1):
+        if self._mixed():
             raise _refusal(name, module)
         scale = (module.running_var.double() + module.eps).rsqrt()
         shift = -module.running_mean.double() * scale

@@ -43,8 +43,8 @@ class FrequencyConv2d(nn.Module):
     rows: Tensor
     rows_back: Tensor
     columns_back: Tensor
-    real: Tensor
-    imaginary: Tensor
+    kernel_rows: Tensor
+    weight: Tensor
     bias: Tensor | None
 
     def __init__(self, weight: Tensor, bias: Tensor | None, width: int = 5 * BLOCK) -> None:
@@ -71,26 +71,25 @@ class FrequencyConv2d(nn.Module):
             self.register_buffer(name, values.to(weight))
 
         keep("columns", columns.reshape(2 * waves, side))
-        keep("rows", rows.reshape(2 * side, 2 * side))  # (wave, re/im) × (re/im, row)
-        keep(
-            "rows_back", rows_back.permute(0, 3, 1, 2).reshape(2 * self.block, 2 * side)
-        )  # (re/im, row) × (wave, re/im)
+        # (wave, re/im) × (re/im, row)
+        keep("rows", rows.reshape(2 * side, 2 * side))
+        # (re/im, row) × (wave, re/im)
+        keep("rows_back", rows_back.permute(0, 3, 1, 2).reshape(2 * self.block, 2 * side))
         keep("columns_back", columns_back.reshape(2 * waves, self.block).T.contiguous())
-        # The network's convolution is a correlation: the transform of its kernel is conjugated.
+        # The network's convolution is a correlation: the transform of its kernel is conjugated. Only the half of it
+        # along the columns is kept: the whole would be three times as large, 150 MB for HybridSN.
         conjugate = rows[..., :kernel] * torch.tensor([1.0, -1.0], dtype=torch.float64)[:, None, None]
+        keep("kernel_rows", conjugate.reshape(2 * side, 2 * kernel))
         pixels = weight.detach().permute(3, 2, 1, 0).reshape(kernel, -1)
-        halfway = (self.columns[:, :kernel] @ pixels).view(waves, 2 * kernel, channels * outputs)
-        spectrum = conjugate.reshape(2 * side, 2 * kernel).to(weight) @ halfway
-        spectrum = spectrum.view(waves, side, 2, channels, outputs)
-        self.register_buffer("real", spectrum[:, :, 0])
-        self.register_buffer("imaginary", spectrum[:, :, 1])
+        halfway = (self.columns[:, :kernel] @ pixels).view(waves, 2 * kernel, channels, outputs)
+        self.register_buffer("weight", halfway)
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
 
     def forward(self, x: Tensor) -> Tensor:
         """(1, C, H, W) → (1, O, H − k + 1, W − k + 1), both channels-last."""
         _, channels, height, width = x.shape
         high, wide = height - self.kernel + 1, width - self.kernel + 1
-        block, side, outputs = self.block, self.side, self.real.shape[-1]
+        block, side, outputs = self.block, self.side, self.weight.shape[-1]
         down, across = -(-high // block), -(-wide // block)
         count = down * across
         blocks = F.pad(x[0], (0, across * block - wide, 0, down * block - high))
@@ -101,8 +100,9 @@ class FrequencyConv2d(nn.Module):
         for wave, answer in enumerate(answers):
             whole = (self.rows @ halfway[wave]).view(side, 2, count, channels)
             turned = torch.stack((-whole[:, 1], whole[:, 0]), 1)
-            product = torch.bmm(whole.flatten(1, 2), self.real[wave])
-            product.baddbmm_(turned.flatten(1, 2), self.imaginary[wave])
+            weight = (self.kernel_rows @ self.weight[wave].flatten(1)).view(side, 2, channels, outputs)
+            product = torch.bmm(whole.flatten(1, 2), weight[:, 0])
+            product.baddbmm_(turned.flatten(1, 2), weight[:, 1])
             torch.mm(self.rows_back, product.view(2 * side, count * outputs), out=answer)
         pieces = self.columns_back @ answers.view(len(self.columns), -1)
         pieces = pieces.view(block, block, down, across, outputs)

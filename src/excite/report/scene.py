@@ -190,7 +190,7 @@ def _compose(
     scale = max(SIDE // max(rows, cols), 1)
     high, wide = rows * scale, cols * scale
     top = _heading(title, note) + 26
-    beneath = wide > 1.4 * high and len(panels) * wide > LARGEST  # side by side they would be a ribbon
+    beneath = wide > 2 * high and len(panels) * wide > LARGEST  # side by side they would be a ribbon
     right, down = (0, high + _GAP + 26) if beneath else (wide + _GAP, 0)
     width = max(2 * _MARGIN + wide + (len(panels) - 1) * right, _width(title, note), 420)
     bottom = top + high + (len(panels) - 1) * down + 22

@@ -26,9 +26,9 @@ from torch import Tensor, nn
 
 from excite.create import create, for_window
 from excite.data import Augmentation, ImageData, Loader, load_data
-from excite.data.cube import is_scene
-from excite.data.hyperspectral import SceneData, load_scene, settled
-from excite.errors import UsageError
+from excite.data.cube import INDIAN_PINES, is_scene
+from excite.data.hyperspectral import SceneData, load_scene
+from excite.errors import UsageError, nearest
 from excite.memory_format import to_channels_last
 from excite.tasks import task_named
 from excite.tasks.base import Task
@@ -128,10 +128,11 @@ def starting_point(
         network = create(spec, len(data.classes), data.preprocessing.channels, weights=recipe.network.weights)
         # With what weights decide written in, such as how an added unit starts.
         recipe = recipe.replace({"network.spec": getattr(network, "spec", recipe.network.spec)})
-    if data.name == recipe.data.path:
-        if isinstance(data, SceneData):
-            chosen = settled({key: getattr(recipe.data, key) for key in SCENE_KEYS})
-            return recipe.replace({f"data.{key}": value for key, value in chosen.items()}), data, network
+    if isinstance(data, SceneData):
+        # Loaded by this recipe or not, a later evaluation has to find the same pixels by it.
+        chosen = {"path": data.name, **data.options}
+        recipe = recipe.replace({f"data.{key}": value for key, value in chosen.items()})
+    elif data.name == recipe.data.path:
         recipe, data = normalised_as_weights(recipe, data, network)
     return recipe, data, network
 
@@ -158,8 +159,17 @@ def check_freezing(recipe: Recipe, network: nn.Module) -> None:
 
 
 def augmentation(recipe: Recipe, data: ImageData) -> Augmentation:
-    """What the recipe asks for, over what suits the data."""
-    return dataclasses.replace(data.augmentation, **recipe.augment.model_dump(exclude_none=True))
+    """What the recipe asks for, over what suits the data.
+
+    Raises:
+        UsageError: it would move a window away from the pixel that it is the window of, or needs colours.
+    """
+    asked = dataclasses.replace(data.augmentation, **recipe.augment.model_dump(exclude_none=True))
+    if isinstance(data, SceneData):
+        for key, off in (("crop", "none"), ("randaugment", 0)):
+            if getattr(asked, key) != off:
+                raise UsageError(f"key 'augment.{key}' is for images: the windows of a scene keep their pixel inside")
+    return asked
 
 
 def normalised_as_weights(recipe: Recipe, data: ImageData, network: nn.Module) -> tuple[Recipe, ImageData]:
@@ -206,7 +216,8 @@ def load_recipe_data(settings: Data, progress: bool = False) -> ImageData:
     """
     if is_scene(settings.path):
         return load_recipe_scene(settings, progress)
-    _refuse_keys(settings, SCENE_KEYS, f"is for hyperspectral scenes, and {settings.path!r} is none")
+    hint = nearest(settings.path, [INDIAN_PINES])
+    _refuse_keys(settings, SCENE_KEYS, f"is for hyperspectral scenes, and {settings.path!r} is none", hint)
     with bar("reading images", progress) as step:
         return load_data(
             settings.path,
@@ -236,10 +247,10 @@ def load_recipe_scene(settings: Data, progress: bool = False, **trained: Any) ->
         return load_scene(settings.path, **own, val_fraction=settings.val_fraction, progress=step, **trained)
 
 
-def _refuse_keys(settings: Data, keys: Sequence[str], why: str) -> None:
+def _refuse_keys(settings: Data, keys: Sequence[str], why: str, hint: str = "") -> None:
     for key in keys:
         if getattr(settings, key) is not None:
-            raise UsageError(f"key 'data.{key}' {why}: leave it out")
+            raise UsageError(f"key 'data.{key}' {why}: {hint or 'leave it out'}")
 
 
 def new_folder(recipe: Recipe) -> Path:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from excite.errors import UsageError, nearest
 from excite.files import write_atomically
@@ -62,7 +62,7 @@ class Data(Section):
     training pixels alone."""
     whiten: bool | None = None
     """Whether every component is scaled to variance 1 (true)."""
-    bands: str | None = None
+    bands: Annotated[str, BeforeValidator(lambda given: str(given) if type(given) is int else given)] | None = None
     """Which bands to use, counted from 1, such as `1-103,109-149` (all)."""
     ground_truth: str | None = None
     """The file of the ground truth, where it is not found beside the scene or in its file."""

@@ -126,10 +126,15 @@ class Run:
             tuple(card["classes"]),
             Preprocessing(**preprocessing),
             card["task"],
-            self._spectra(card) if "scene" in card else None,
+            self.spectra,
         )
 
-    def _spectra(self, card: dict[str, Any]) -> Spectra:
+    @property
+    def spectra(self) -> Spectra | None:
+        """How spectra become the network's channels, for a network of scenes."""
+        card = self.card
+        if "scene" not in card:
+            return None
         return Spectra.read(self._tensors("spectra.safetensors", card["scene"]["sha256"]))
 
     def _tensors(self, name: str, checksum: str) -> dict[str, torch.Tensor]:
@@ -169,6 +174,7 @@ class Run:
                 "split": data.pixels.note,
                 "excluded": [data.truth.classes[number - 1] for number in data.pixels.excluded],
                 "train_pixels": len(data.pixels.train),
+                "learned_from": data.learned_from(),
                 "sha256": sha256(path),
             }
         write_json(self.folder / "model.json", card)

@@ -23,7 +23,7 @@ from excite.analysis.statistics import Estimate, holm, mean_interval, paired_dif
 from excite.cost import cost
 from excite.create import create, for_window
 from excite.data import ImageData
-from excite.data.cube import is_scene
+from excite.data.cube import is_scene, same_scene
 from excite.errors import UsageError
 from excite.files import write_atomically, write_json
 from excite.report import wording
@@ -41,7 +41,7 @@ from excite.training.fit import (
     training_loader,
 )
 from excite.training.optimization import host_factor
-from excite.training.recipe import Recipe, load
+from excite.training.recipe import SCENE_KEYS, Recipe, load
 from excite.training.run import Run, versions
 from excite.verbs.costs import speeds
 from excite.verbs.scores import fingerprint, overlap_of, score, scores_on_test
@@ -262,6 +262,7 @@ def _compare_runs(
     common = sorted(set.intersection(*(set(group) for group in groups.values())))
     if not common:
         raise UsageError("the runs of the networks have no seed in common: they cannot be paired")
+    _check_scenes(runs, data)
     first = runs[0].recipe
     changes = {} if not isinstance(data, str) else {"data.path": data, "data.test_path": test}
     images = data if isinstance(data, ImageData) else load_recipe_data(first.replace(changes).data, progress)
@@ -283,6 +284,30 @@ def _compare_runs(
         entries.append(Entry(name, "contender" if position else "baseline", build, [group[seed] for seed in common]))
     folder = Path(out) if out else Path("excite-runs") / ("compare-" + "-".join(groups).replace("/", "-"))
     return _report(folder, entries, images, common, first, notes, progress)
+
+
+def _check_scenes(runs: Sequence[Run], data: str | ImageData | None) -> None:
+    """Refuse runs of scenes that were not trained on the same pixels, seen in the same way.
+
+    Raises:
+        UsageError: what one was trained on would be another's test, or would not even fit it.
+    """
+    scenes = [run for run in runs if run.card["task"] == "hyperspectral"]
+    if not scenes:
+        return
+    first = runs[0]
+    for run in runs:
+        if run not in scenes:
+            raise UsageError(f"{run.folder} was trained on images and {scenes[0].folder} on a scene: compare either")
+        for key in ("path", *SCENE_KEYS):
+            one, other = (getattr(item.recipe.data, key) for item in (first, run))
+            if one != other and not (key == "path" and same_scene(one, other)):
+                raise UsageError(
+                    f"{first.folder} was trained with data.{key}={one} and {run.folder} with {other}: runs on a "
+                    "scene are compared on the pixels that all of them left out"
+                )
+    if isinstance(data, str) and not same_scene(data, first.recipe.data.path):
+        raise UsageError(f"runs are compared on the scene that they were trained on, {first.recipe.data.path}")
 
 
 def _comparable(recipe: Recipe) -> dict[str, Any]:

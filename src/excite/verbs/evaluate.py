@@ -42,6 +42,7 @@ def evaluate(
     broken: str = "skip",
     device: str = "auto",
     per_class: bool = False,
+    ground_truth: str | None = None,
     mc_dropout: int = 0,
     out: str | Path | None = None,
     progress: bool = False,
@@ -73,6 +74,7 @@ def evaluate(
         broken: ``skip`` or ``refuse`` files that cannot be decoded.
         device: ``auto``, ``cpu``, ``cuda`` …
         per_class: add the accuracy of each class and the confusion matrix.
+        ground_truth: of scenes: a file of labels, where it is not found.
         mc_dropout: of scenes: how often to ask with dropout left on, for a map of uncertainty.
         out: of scenes: where that map goes.
         progress: show bars on stderr.
@@ -95,12 +97,22 @@ def evaluate(
         "interpolation": interpolation,
     }
     if isinstance(data, SceneData) or (isinstance(data, str) and is_scene(data)):
-        refuse_image_options(wishes | {"test": test, "weights": weights}, data)
+        unused = None if broken == "skip" else broken
+        refuse_image_options(wishes | {"test": test, "weights": weights, "broken": unused}, data)
         return evaluate_scene(
-            source, data, mc_dropout=mc_dropout, out=out, device=device, per_class=per_class, progress=progress
+            source,
+            data,
+            ground_truth=ground_truth,
+            mc_dropout=mc_dropout,
+            out=out,
+            device=device,
+            per_class=per_class,
+            progress=progress,
         )
-    if mc_dropout or out is not None:
-        raise UsageError("mc_dropout and out are for hyperspectral scenes, and these are images: leave them out.")
+    if mc_dropout or out is not None or ground_truth is not None:
+        raise UsageError(
+            "mc_dropout, out and ground_truth are for hyperspectral scenes, and these are images: leave them out."
+        )
     channels = data.preprocessing.channels if isinstance(data, ImageData) else None
     opened = open_network(source, weights, channels, progress)
     if isinstance(data, ImageData):

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
-from excite.data.cube import is_scene
+from excite.data.cube import same_scene
 from excite.data.hyperspectral import SceneData
 from excite.deploy.scene_map import SceneMap, map_scene
 from excite.errors import UsageError
+from excite.files import check_writable
 from excite.report.scene import confusion_picture, uncertainty_picture
 from excite.tasks import task_named
 from excite.training.bars import bar
@@ -28,12 +29,14 @@ from excite.verbs.files_of_maps import write_array, write_picture
 log = logging.getLogger(__name__)
 TASK = task_named("hyperspectral")
 SINGLE_ANSWERS = 5
+SUFFIXES = (".png", ".npy")
 
 
 def evaluate_scene(
     source: str | Path | nn.Module,
     data: str | SceneData,
     *,
+    ground_truth: str | None = None,
     mc_dropout: int = 0,
     out: str | Path | None = None,
     device: str = "auto",
@@ -48,6 +51,7 @@ def evaluate_scene(
     Args:
         source: a run's folder, or a module.
         data: a data spec, or a scene that was loaded.
+        ground_truth: a file of labels, where it is not found beside the scene; by default the run's.
         mc_dropout: how often to ask with dropout left on (Gal and Ghahramani 2016); 0 for not at all. The scatter of
             the answers is drawn as a map.
         out: the map of uncertainty, ``.png`` or ``.npy``; by default in the run's ``reports/``.
@@ -70,7 +74,13 @@ def evaluate_scene(
         UsageError: the network and the scene do not fit together.
         ExciteError: the scene or the weights cannot be read.
     """
-    trained, scene = _opened(source, data, progress)
+    if out is not None and not mc_dropout:
+        raise UsageError("out is where the map of uncertainty goes, which mc_dropout asks for: give both or neither.")
+    if out is not None and Path(out).suffix.lower() not in SUFFIXES:
+        raise UsageError(f"{out}: the map of uncertainty is written as {' or '.join(SUFFIXES)}.")
+    trained, scene = _opened(source, data, ground_truth, progress)
+    if out is not None:
+        check_writable(out)  # before the work, not after it
     network = trained.network if trained else source
     assert isinstance(network, nn.Module)
     split = scene.test
@@ -101,14 +111,16 @@ def evaluate_scene(
             out = reports / "uncertainty.png"
         if out is not None:
             assert asked.entropy is not None
-            picture = uncertainty_picture(asked.entropy)
-            path = write_picture(out, picture) if Path(out).suffix == ".png" else write_array(out, asked.entropy)
-            result["uncertainty"]["map"] = str(path)
+            if Path(out).suffix.lower() == ".png":
+                write_picture(out, uncertainty_picture(asked.entropy))
+            else:
+                write_array(out, asked.entropy)
+            result["uncertainty"]["map"] = str(out)
     return result
 
 
 def _opened(
-    source: str | Path | nn.Module, data: str | SceneData, progress: bool
+    source: str | Path | nn.Module, data: str | SceneData, ground_truth: str | None, progress: bool
 ) -> tuple[Trained | None, SceneData]:
     if isinstance(source, nn.Module):
         if not isinstance(data, SceneData):
@@ -121,20 +133,25 @@ def _opened(
     if trained.spectra is None:
         raise UsageError(f"{source} was trained on images, and {data!r} is a hyperspectral scene.")
     if isinstance(data, SceneData):
+        scores.check_scene(run, data)
         return trained, data
     settings = run.recipe.data
-    same = data == settings.path
+    same = same_scene(data, settings.path)
     if not same:
         log.warning(
-            "%s is not the scene of the run, %s: all its labelled pixels are scored. Were it the same scene under "
-            "another name, those that the network was trained on would be among them.",
+            "%s is not the scene of the run, %s: all its labelled pixels are scored. Were it a copy of that scene, "
+            "those that the network was trained on would be among them.",
             data,
             settings.path,
         )
         settings = settings.model_copy(update={"path": data, "ground_truth": None, "variable": None})
-    assert is_scene(settings.path)
+    if ground_truth is not None:
+        settings = settings.model_copy(update={"ground_truth": ground_truth})
     wanted = {"spectra": trained.spectra, "classes": trained.classes, "all_for_test": not same}
-    return trained, load_recipe_scene(settings, progress, **wanted)
+    scene = load_recipe_scene(settings, progress, **wanted)
+    if same:
+        scores.check_scene(run, scene)
+    return trained, scene
 
 
 def _uncertainty(asked: SceneMap, scene: SceneData, passes: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,8 @@ from PIL import Image
 from excite.data.rasters import Georeference
 from excite.errors import UsageError
 from excite.files import write_atomically
+
+log = logging.getLogger(__name__)
 
 
 def write_picture(path: str | Path, picture: Image.Image) -> Path:
@@ -40,7 +43,8 @@ def write_raster(
         numbers: (rows, cols), 0 … 65,535; stored in 8 bits where they fit (16 otherwise).
         colours: of the number 0, 1, …
         names: of the number 0, 1, …, kept as the file's category names.
-        georeference: where the scene lies; None leaves it out.
+        georeference: where the scene lies; None leaves it out. A coordinate system that rasterio cannot read is left
+            out with a warning.
 
     Raises:
         UsageError: rasterio is not installed.
@@ -52,8 +56,10 @@ def write_raster(
     }  # fmt: skip
     if georeference is not None:
         profile["transform"] = rasterio.Affine(*georeference.transform)
-        if georeference.crs:
-            profile["crs"] = rasterio.crs.CRS.from_user_input(georeference.crs)
+        try:
+            profile["crs"] = rasterio.crs.CRS.from_user_input(georeference.crs) if georeference.crs else None
+        except rasterio.errors.CRSError:
+            log.warning("%s keeps its place without a coordinate system: the scene's cannot be read", path)
     with warnings.catch_warnings(), rasterio.MemoryFile() as memory:
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
         with memory.open(**profile) as raster:

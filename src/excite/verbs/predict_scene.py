@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from excite.data.cube import INDIAN_PINES, Cube, open_cube
+from excite.data.cube import INDIAN_PINES, Cube, open_cube, same_scene
 from excite.data.ground_truth import GroundTruth, open_ground_truth
 from excite.data.spectra import Spectra
 from excite.deploy.scene_map import SceneMap, map_scene
 from excite.errors import UsageError
+from excite.files import check_writable
 from excite.report.palette import UNLABELLED, class_colours, rgb
 from excite.report.scene import false_colour, scene_picture, thinning
 from excite.training.bars import bar
@@ -73,7 +74,7 @@ def predict_scene(
         raise UsageError(f"{run} was trained on images, and {scene} is a hyperspectral scene.")
     suffix = _suffix(out)
     settings = opened.recipe.data
-    trained_here = scene == settings.path
+    trained_here = same_scene(scene, settings.path)
     if trained_here:
         ground_truth, variable = ground_truth or settings.ground_truth, variable or settings.variable
     cube = open_cube(scene, variable, bands=trained.spectra.cube_bands)
@@ -84,6 +85,8 @@ def predict_scene(
     trained.spectra.check(cube.bands, cube.name)
     if window > min(cube.rows, cube.cols):
         raise UsageError(f"A window of {window} pixels is larger than {cube.name}, which is {cube.rows}×{cube.cols}.")
+    if out is not None:
+        check_writable(out)
     with bar("mapping", progress) as step:
         mapped = map_scene(
             trained.network,

@@ -67,6 +67,36 @@ def overlap_of(data: ImageData) -> Overlap | None:
     )
 
 
+def check_scene(run: Run, scene: SceneData) -> None:
+    """Refuse a scene that is not as the run saw it: its test pixels may be what the network was trained on.
+
+    Raises:
+        UsageError: other classes, windows, components or training pixels.
+    """
+    trained, card = run.spectra, run.card
+    if trained is None:
+        raise UsageError(f"{run.folder} was trained on images, and {scene.name} is a hyperspectral scene.")
+    if tuple(card["classes"]) != scene.classes:
+        raise UsageError(f"{run.folder} was trained on other classes than those of {scene.name}")
+    if card["preprocessing"]["size"] != scene.preprocessing.size:
+        size = card["preprocessing"]["size"]
+        raise UsageError(f"{run.folder} was trained on windows of {size} pixels, not {scene.preprocessing.size}")
+    theirs = scene.spectra
+    if not np.array_equal(trained.bands, theirs.bands) or not all(
+        one.shape == other.shape and np.allclose(one, other, rtol=1e-4, atol=1e-6 * np.abs(one).max())
+        for one, other in ((trained.mean, theirs.mean), (trained.matrix, theirs.matrix))
+    ):
+        raise UsageError(
+            f"{run.folder} was trained on other components of the spectra than those of {scene.name}: load the scene "
+            "with the run's options, or with spectra=Run.open(…).spectra"
+        )
+    if scene.train and card["scene"]["learned_from"] != scene.learned_from():
+        raise UsageError(
+            f"{run.folder} was trained on other pixels of {scene.name} than are set apart here, so that some of the "
+            "test pixels would be known to it: the split is another one, or the ground truth has changed since"
+        )
+
+
 def by_distance(data: SceneData, scored: Evaluation) -> list[Range]:
     """The accuracy on a scene's test pixels by their distance to training pixels of their class; none without any."""
     if not data.train or not data.test:
@@ -102,6 +132,8 @@ def scores_on_test(run: Run, images: ImageData, build: Callable[[], nn.Module] |
     card = run.card
     if tuple(card["classes"]) != images.classes:
         raise UsageError(f"{run.folder} was trained on other classes than those of '{images.name}'")
+    if isinstance(images, SceneData):
+        check_scene(run, images)
     wanted = fingerprint(images, card["sha256"])
     kept, summary = run.folder / "test.safetensors", run.folder / "test.json"
     with contextlib.suppress(OSError, ValueError, KeyError):
