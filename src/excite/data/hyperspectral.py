@@ -174,7 +174,22 @@ def load_scene(
             class has a single pixel, or the window is larger than the scene.
         ExciteError: a file is cut off or damaged, or a band in use holds a value that is not a finite number.
     """
-    window = WINDOW if window is None else window
+    options = _settled(
+        {
+            "train_ratio": train_ratio,
+            "train_per_class": train_per_class,
+            "split": split,
+            "split_seed": split_seed,
+            "window": window,
+            "components": components,
+            "pca": pca,
+            "whiten": whiten,
+            "bands": bands,
+            "ground_truth": ground_truth,
+            "variable": variable,
+        }
+    )
+    window = int(options["window"])
     _check(train_ratio, train_per_class, split, window, pca, val_fraction)
     cube = open_cube(spec, variable, bands=spectra.cube_bands if spectra else None)
     truth = open_ground_truth(spec, cube, ground_truth)
@@ -192,14 +207,14 @@ def load_scene(
     if all_for_test:
         pixels = _all_for_test(truth.labels, window)
     else:
-        if split != "disjoint":
+        if options["split"] == "random":
             _refuse_single(truth)
-        pixels = SPLITS[split or "random"](
+        pixels = SPLITS[options["split"]](
             truth.labels,
-            ratio=TRAIN_RATIO if train_ratio is None else train_ratio,
+            ratio=options["train_ratio"],
             per_class=train_per_class,
             val_fraction=val_fraction,
-            seed=split_seed or 0,
+            seed=options["split_seed"],
             window=window,
         )
     kept = _kept(truth, pixels, window) if classes is None else _those_of(truth, classes, all_for_test)
@@ -211,9 +226,9 @@ def load_scene(
         spectra = fit_spectra(
             cube,
             bands=bands,
-            components=COMPONENTS if components is None else components,
-            whiten=whiten is not False,
-            pixels=_mask(truth.size, pixels.train) if pca == "train" else None,
+            components=options["components"],
+            whiten=options["whiten"],
+            pixels=_mask(truth.size, pixels.train) if options["pca"] == "train" else None,
             progress=progress and (lambda done, rows: progress(done, passes * rows)),
         )
     before = (passes - 1) * cube.rows
@@ -246,27 +261,15 @@ def load_scene(
         pixels=pixels,
         padded=padded,
         kept=kept,
-        options=settled(
-            {
-                "train_ratio": train_ratio,
-                "train_per_class": train_per_class,
-                "split": split,
-                "split_seed": split_seed,
-                "window": window,
-                "components": components,
-                "pca": pca,
-                "whiten": whiten,
-                "bands": bands,
-                "ground_truth": ground_truth,
-                "variable": variable,
-            }
-        )
-        | {"val_fraction": val_fraction},
+        options=options | {"val_fraction": val_fraction},
     )
 
 
-def settled(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of :func:`load_scene` with the defaults of those that are left empty."""
+def _settled(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of :func:`load_scene` with the defaults of those that are left empty.
+
+    ``train_ratio`` has one only where ``train_per_class`` does not take its place.
+    """
     defaults: dict[str, Any] = {
         "split": "random",
         "split_seed": 0,

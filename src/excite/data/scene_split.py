@@ -50,7 +50,7 @@ class ScenePixels:
 
 
 def random_split(
-    labels: Labels, *, ratio: float, per_class: int | None, val_fraction: float, seed: int, window: int
+    labels: Labels, *, ratio: float | None, per_class: int | None, val_fraction: float, seed: int, window: int
 ) -> ScenePixels:
     """Draw training pixels of each class from the whole scene; all others are for test.
 
@@ -72,7 +72,7 @@ def random_split(
 
 
 def disjoint_split(
-    labels: Labels, *, ratio: float, per_class: int | None, val_fraction: float, seed: int, window: int
+    labels: Labels, *, ratio: float | None, per_class: int | None, val_fraction: float, seed: int, window: int
 ) -> ScenePixels:
     """Cut the scene into blocks, some of them for training, so that no test pixel's window holds a training pixel.
 
@@ -219,9 +219,13 @@ def _far(shape: tuple[int, ...], places: Indices, drawn: Mask, window: int) -> M
     return inside == 0
 
 
-def _quota(sizes: Indices, ratio: float, per_class: int | None) -> Indices:
-    """How many pixels of each class are for training."""
-    wanted = np.rint(ratio * sizes).astype(np.int64) if per_class is None else np.minimum(per_class, sizes // 2)
+def _quota(sizes: Indices, ratio: float | None, per_class: int | None) -> Indices:
+    """How many pixels of each class are for training: so many, or without a number a share of them."""
+    if per_class is not None:
+        wanted = np.minimum(per_class, sizes // 2)
+    else:
+        assert ratio is not None
+        wanted = np.rint(ratio * sizes).astype(np.int64)
     return np.clip(wanted, 1, np.maximum(sizes - 1, 1))
 
 

@@ -59,12 +59,7 @@ def overlap_of(data: ImageData) -> Overlap | None:
     """What the test pixels of a scene share with its training pixels; None for anything else."""
     if not isinstance(data, SceneData) or not data.train or not data.test:
         return None
-    train, test = data.train.images, data.test.images
-    assert isinstance(train, Windows)
-    assert isinstance(test, Windows)
-    return overlap(
-        train.positions.numpy(), train.labels.numpy(), test.positions.numpy(), test.labels.numpy(), test.window
-    )
+    return overlap(*_places(data.train), *_places(data.test), data.preprocessing.size)
 
 
 def check_scene(run: Run, scene: SceneData) -> None:
@@ -101,11 +96,13 @@ def by_distance(data: SceneData, scored: Evaluation) -> list[Range]:
     """The accuracy on a scene's test pixels by their distance to training pixels of their class; none without any."""
     if not data.train or not data.test:
         return []
-    train, test = data.train.images, data.test.images
-    assert isinstance(train, Windows)
-    assert isinstance(test, Windows)
-    places = (train.positions.numpy(), train.labels.numpy(), test.positions.numpy(), test.labels.numpy())
-    return accuracy_by_distance(*places, scored.scores > 0)
+    return accuracy_by_distance(*_places(data.train), *_places(data.test), scored.scores > 0)
+
+
+def _places(split: Split) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Row and column of each pixel of a scene's split, (n, 2), and its class, (n,)."""
+    assert isinstance(split.images, Windows)
+    return split.images.positions.numpy(), split.labels.numpy()
 
 
 def per_class(scored: Evaluation, classes: Sequence[str]) -> dict[str, Any]:
