@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -26,6 +26,7 @@ _TYPES = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8"
 _INT32, _UINT32, _MATRIX, _PACKED = 5, 6, 14, 15
 _KINDS = {6: "f", 7: "f"} | dict.fromkeys((8, 10, 12, 14), "i") | dict.fromkeys((9, 11, 13, 15), "u")  # of classes
 _COMPLEX = 0x0800
+_OPAQUE = 17  # the class of objects of MATLAB's own
 _LONGEST_HEAD = 4096  # bytes in front of a matrix's numbers
 _MOST_SIDES = 32
 _MOST_EXPANSION = 1032  # of deflate
@@ -101,6 +102,9 @@ def _array(path: Path, file: Any, order: str, start: int, length: int, packed: b
     if not whole:
         return Mat5Array("", (0, 0), "", lambda: np.empty((0, 0)))
     flags, at = fields.numbers(at, _UINT32)
+    if flags and flags[0] & 0xFF == _OPAQUE:  # strings, tables: their sides are not said, and nobody wants them here
+        name, _ = fields.text(at)
+        return Mat5Array(name, (1, 1), "", lambda: _not_numbers(path, name))
     sides, at = fields.numbers(at, _INT32)
     name, at = fields.text(at)
     if len(flags) != 2 or not 2 <= len(sides) <= _MOST_SIDES or min(sides) < 0:
@@ -113,13 +117,17 @@ def _array(path: Path, file: Any, order: str, start: int, length: int, packed: b
     @functools.cache
     def opened() -> Any:
         if not of_numbers or of_numbers == "c":
-            raise UsageError(f"{name} in {path} is not of real numbers.")
+            _not_numbers(path, name)
         try:
             return _numbers(path, order, start, length, packed, head, at, whole, shape)
         except _DamagedError as error:
             raise _refusal(path, error) from error
 
     return Mat5Array(name, shape, of_numbers, opened)
+
+
+def _not_numbers(path: Path, name: str) -> NoReturn:
+    raise UsageError(f"{name} in {path} is not of real numbers.")
 
 
 def _numbers(

@@ -61,7 +61,8 @@ class OnShortcut(Hook):
     def __call__(self, module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
         """The new output."""
         unit = self.of(module)
-        x = unit.__dict__.pop("shortcut", None)
+        x = getattr(unit, "shortcut", None)
+        unit.__dict__["shortcut"] = None  # and no pop: torch.compile did not always follow it
         if x is None:
             raise RuntimeError(
                 f"{type(module).__name__} was called outside of its block, whose input {self.unit!r} rescales: by "
@@ -97,7 +98,7 @@ class DropShortcut(KeepShortcut):
         """The output stays."""
         unit = self.find(module)
         if unit is not None:
-            unit.__dict__.pop("shortcut", None)
+            unit.__dict__["shortcut"] = None
 
 
 def insert(module: nn.Module, name: str, unit: nn.Module, hook: type[Hook]) -> None:

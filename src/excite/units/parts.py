@@ -39,6 +39,8 @@ class Max(nn.Module):
 
     def forward(self, u: Tensor) -> Tensor:
         """Returns z, one number per image and channel."""
+        if torch.compiler.is_exporting():  # not every exporter to ONNX knows the pooling
+            return u.flatten(2).amax(2)
         # `amax` is right as well, but on a channels-last map in CPU memory it is ten times slower.
         return F.adaptive_max_pool1d(u.flatten(2), 1).squeeze(2)
 
