@@ -42,6 +42,16 @@ def test_sizes_of_input_and_output():
     assert network.training
 
 
+@pytest.mark.parametrize(
+    ("spec", "channels"),
+    [("resnet20", 3), ("timm:resnet18", 3), ("hybridsn_2d", 30), ("dncnn_s", 1), ("dncnn_color", 3)],
+)
+def test_channels_are_those_that_a_network_was_drawn_for(spec, channels):
+    with torch.device("meta"):
+        network = create(spec)
+    assert next(module for module in network.modules() if isinstance(module, nn.Conv2d)).in_channels == channels
+
+
 def test_takes_a_parsed_spec():
     assert found(create(parse_spec("resnet20+se")), SqueezeExcite)
 

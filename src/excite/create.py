@@ -19,9 +19,11 @@ from excite.errors import UsageError
 from excite.networks.catalog import CATALOG, Entry
 from excite.networks.families import FAMILIES
 from excite.networks.site import Site, plain_convolution, plain_join
+from excite.networks.tables import DnCNNTable
 from excite.spec import Spec, UnitSpec, parse_spec
 from excite.surgery.attach import attach
 from excite.surgery.units import EVERY_UNITS, arguments_of, check_name, unit
+from excite.weights.dncnn import ConvertedDnCNN
 from excite.weights.fetch import resolve
 from excite.weights.load import Weights, put, read_weights
 
@@ -30,7 +32,10 @@ Builder = Callable[[Spec, int, int], nn.Module]
 
 
 def create(
-    spec: str | Spec, num_classes: int | None = None, in_channels: int = 3, weights: str | Path | None = None
+    spec: str | Spec,
+    num_classes: int | None = None,
+    in_channels: int | None = None,
+    weights: str | Path | None = None,
 ) -> nn.Module:
     """Build the network that a spec names, and load weights into it.
 
@@ -38,21 +43,25 @@ def create(
         spec: ``[source:]name[:key=value,…]{+unit[:key=value,…]}``, such as ``resnet20+se:reduction=8``;
             :func:`networks` lists the names, ``torchvision:`` and ``timm:`` are the sources.
         num_classes: outputs of the classifier; by default those of the weights, or 1000. With weights of another
-            number of outputs the classifier starts afresh, and the rest is kept.
-        in_channels: channels of the images.
+            number of outputs the classifier starts afresh, and the rest is kept. Means nothing to a network that
+            answers with an image.
+        in_channels: channels of the images; by default those of the weights, where they are a DnCNN's, else those
+            that the network was drawn for (for windows of hyperspectral scenes 30, of other people's networks 3).
         weights: ``imagenet`` (fetched from where it is published, or another tag of :func:`excite.weights.published
             .tags`), or the path of a file, see :func:`excite.weights.load.load_weights`.
 
     Units are built into excite's own networks as their papers have them. Those of other people's networks, and those
     that are given ``where=`` or ``init=``, are attached (:func:`excite.attach`): to a network without weights with
     ``init=paper``, to one with weights with ``init=identity``, unless the spec says otherwise. Weights may be those
-    of the host alone; the units of an own network are then attached, too.
+    of the host alone; the units of an own network are then attached, too. The spec of a DnCNN is completed by its
+    weights: depth, width, kernel and norm are those of the file, and only a spec that gives others is refused.
 
     Returns:
-        The network in training mode: images (N, in_channels, H, W) → logits (N, num_classes). Its attributes say what
-        it is: ``attached`` what was attached where (:class:`excite.surgery.summary.Attached`, one for each unit of
-        the spec), ``spec`` the spec that builds it without the weights, and where weights were loaded ``origin``
-        which, and what images they expect (:class:`excite.weights.base.Origin`).
+        The network in training mode: images (N, in_channels, H, W) → logits (N, num_classes), or of a DnCNN images
+        (N, in_channels, H, W). Its attributes say what it is: ``attached`` what was attached where
+        (:class:`excite.surgery.summary.Attached`, one for each unit of the spec), ``spec`` the spec that builds it
+        without the weights, and where weights were loaded ``origin`` which, and what images they expect
+        (:class:`excite.weights.base.Origin`).
 
     Raises:
         UsageError: the spec, an argument or the weights do not fit; the message says which and what would.
@@ -61,15 +70,22 @@ def create(
     spec = parse_spec(spec)
     if num_classes is not None:
         _check_count("num_classes", num_classes)
-    _check_count("in_channels", in_channels)
+    if in_channels is not None:
+        _check_count("in_channels", in_channels)
+    entry = None if spec.source else CATALOG.get(spec.name)
+    drawn_for = entry.in_channels if entry else 3
     with _about(spec):
         build = _source(spec)
         if weights is None:
-            return _built(build, spec, num_classes or 1000, in_channels)
+            return _built(build, spec, num_classes or 1000, in_channels or drawn_for)
     path, published = resolve(spec, weights)
     read = read_weights(path)
     outputs = num_classes or read.outputs or 1000
     with _about(spec):
+        if entry and isinstance(entry.table, DnCNNTable) and isinstance(read.converted, ConvertedDnCNN):
+            spec = _completed(spec, entry.table, read.converted, path)
+            in_channels = _channels(in_channels, read.converted, path)
+        in_channels = in_channels or drawn_for
         spec = _with_weights(spec, read, partial(_built, build, num_classes=outputs, in_channels=in_channels))
         network = _built(build, spec, outputs, in_channels)
     preprocessing = published.preprocessing if published else None
@@ -87,7 +103,8 @@ def _built(build: Builder, spec: Spec, num_classes: int, in_channels: int) -> nn
     for given in attached:
         wanted = dict(given.arguments)
         how: dict[str, Any] = {key: wanted.pop(key) for key in EVERY_UNITS if key in wanted}
-        tables.append(attach(network, UnitSpec(given.name, tuple(wanted.items())), **{"init": "paper", **how}))
+        how = {"init": "paper", **how, **_place(network, spec, given)}
+        tables.append(attach(network, UnitSpec(given.name, tuple(wanted.items())), **how))
     network.attached = tuple(tables)  # type: ignore[assignment]
     network.spec = str(spec)  # type: ignore[assignment]
     return network
@@ -98,6 +115,52 @@ def _is_attached(spec: Spec, given: UnitSpec) -> bool:
     return (
         spec.source is not None or spec.name not in CATALOG or not {"where", "init"}.isdisjoint(dict(given.arguments))
     )
+
+
+def _place(network: nn.Module, spec: Spec, given: UnitSpec) -> dict[str, Any]:
+    """Where a unit goes that is attached to an own network which says so itself: the place that it is built into."""
+    arguments = dict(given.arguments)
+    if spec.source is not None or spec.name not in CATALOG or "where" in arguments:
+        return {}
+    table = CATALOG[spec.name].table
+    place = FAMILIES[type(table)].place
+    if place is None:
+        return {}
+    stages = getattr(network, "table", table).stages
+    first, last = _stages(arguments.get("stages", f"1-{stages}"), stages)
+    is_kernel = unit(given.name).location == "convolution"
+    names = {place(stage, is_kernel) for stage in range(first, last + 1)}
+    return {"where": lambda name, _: name in names, "stages": None}
+
+
+def _completed(spec: Spec, table: DnCNNTable, weights: ConvertedDnCNN, path: Path) -> Spec:
+    """The spec of a DnCNN with what its weights say and it does not.
+
+    Raises:
+        UsageError: it says something else.
+    """
+    adjusted = FAMILIES[DnCNNTable].adjusted
+    given = adjusted(table, **typed(adjusted, spec.arguments, f"the network {spec.name}"))
+    said = dict(spec.arguments)
+    for key, value in weights.form.items():
+        own = getattr(given, key)
+        if key in said and str(own) != value:
+            raise UsageError(
+                f"it says {key}={own}, but the weights in {path} are of a network with {key}={value}; leave {key}= "
+                "out of the spec"
+            )
+        if str(own) != value:
+            said[key] = value
+    return replace(spec, arguments=tuple(said.items()))
+
+
+def _channels(given: int | None, weights: ConvertedDnCNN, path: Path) -> int:
+    if given is not None and given != weights.channels:
+        raise UsageError(
+            f"in_channels is {given}, but the weights in {path} are for images with {weights.channels}; "
+            "leave in_channels out"
+        )
+    return weights.channels
 
 
 def _with_weights(spec: Spec, weights: Weights, build: Callable[[Spec], nn.Module]) -> Spec:

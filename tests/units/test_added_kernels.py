@@ -107,7 +107,7 @@ def test_equals_the_paper(settings, branches, training):
 def test_equals_a_selective_kernel_without_norms_and_activations_in_its_branches():
     selective = SelectiveKernel(4, 8, 2, ((3, 1), (3, 2)), 2, min_width=4, activation="identity").eval().double()
     for branch in selective.branches:
-        branch[1].eps = 0.0  # with a mean of 0 and a variance of 1: nothing is left of it
+        branch[1].eps = 1e-30  # with a mean of 0 and a variance of 1: nothing is left of it
     first, second = (branch[0] for branch in selective.branches)
     unit = AddedKernels(first, [(3, 2)], min_width=4).eval()
     unit.branches[0].load_state_dict(second.state_dict())

@@ -1,4 +1,4 @@
-"""``costs`` and ``paper`` for networks that take the windows of a hyperspectral scene."""
+"""``costs`` and ``paper`` for networks that take the windows of a hyperspectral scene, or answer with an image."""
 
 import json
 
@@ -37,6 +37,17 @@ def test_counted_as_the_paper_counts():
     assert (first["in_channels"], first["input_size"], first["top1"], second["top1"]) == (30, 25, 0.25, 1.61)
     assert flat["macs"] == pytest.approx(first["macs"], rel=0.05)
     assert solid["macs"] < first["macs"]
+
+
+def test_networks_without_classes():
+    grey, colour = costs(["dncnn_s", "dncnn_color"], classes=7, latency=False)
+    assert (grey["size"], grey["channels"], grey["classes"]) == (40, 1, None)
+    assert (colour["size"], colour["channels"], colour["classes"]) == (50, 3, None)
+    assert grey["macs"] == 40 * 40 * 9 * (64 + 15 * 64 * 64 + 64)
+    (larger,) = costs(["dncnn_s"], size=80, latency=False)
+    assert larger["macs"] == 4 * grey["macs"]
+    (row,) = paper("dncnn_s")
+    assert (row["in_channels"], row["parameters"], row["macs"]) == (1, 0.556097, grey["macs"] / 1e9)
 
 
 def test_on_the_command_line():

@@ -15,6 +15,7 @@ from excite.networks.tables import (
     BN_INCEPTION,
     INCEPTION_RESNET_V2,
     BNInceptionTable,
+    DnCNNTable,
     HybridSNTable,
     InceptionResNetTable,
     MobileNetV1Table,
@@ -31,6 +32,7 @@ Table = (
     | MobileNetV2Table
     | ShuffleNetV2Table
     | HybridSNTable
+    | DnCNNTable
 )
 
 
@@ -80,11 +82,18 @@ class Entry:
     @property
     def in_channels(self) -> int:
         """Channels of the images that the network was drawn for: bands, for windows of a hyperspectral scene."""
+        if isinstance(self.table, DnCNNTable):
+            return self.table.in_channels
         return self.table.bands if isinstance(self.table, HybridSNTable) else 3
 
     @property
-    def classes(self) -> int:
-        """How many the network was drawn for: ImageNet's 1000, CIFAR's 10, or those of the paper's first scene."""
+    def classes(self) -> int | None:
+        """How many the network was drawn for: ImageNet's 1000, CIFAR's 10, or those of the paper's first scene.
+
+        None for a network that answers with an image.
+        """
+        if isinstance(self.table, DnCNNTable):
+            return None
         if isinstance(self.table, HybridSNTable):
             return self.table.classes
         return 10 if self.input_size <= 64 else 1000
@@ -435,5 +444,10 @@ CATALOG: dict[str, Entry] = {
             "HybridSN in three dimensions",
             HybridSNTable(spectral=(7, 5, 3, 3), widths=(8, 16, 32, 4)),
         ),
+        # Zhang et al. 2017, Sect. IV-B: 17 layers for one level of noise, 20 for all others; patches of 40 and 50.
+        Entry("dncnn_s", "DnCNN-S, for one level of noise", DnCNNTable()),
+        Entry("dncnn_b", "DnCNN-B, for any level of noise", DnCNNTable(depth=20, input_size=50)),
+        Entry("dncnn_color", "CDnCNN-B, in colour", DnCNNTable(depth=20, in_channels=3, input_size=50)),
+        Entry("dncnn_3", "DnCNN-3, for noise, upscaling and JPEG", DnCNNTable(depth=20, input_size=50)),
     )
 }

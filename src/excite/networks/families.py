@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import nn
 
-from excite.networks import bn_inception, hybridsn, inception_resnet, mobilenet, resnet, shufflenet
+from excite.networks import bn_inception, dncnn, hybridsn, inception_resnet, mobilenet, resnet, shufflenet
 from excite.networks.tables import (
     BNInceptionTable,
+    DnCNNTable,
     HybridSNTable,
     InceptionResNetTable,
     MobileNetV1Table,
@@ -27,10 +28,13 @@ class Family:
     Attributes:
         build: ``build(table, num_classes, in_channels, *, convolution, join)`` → network.
         adjusted: ``adjusted(table, *, …)`` → table; its keyword-only parameters are the arguments of a spec.
+        place: ``place(stage, is_kernel)`` → the name of the module that a unit of this stage is attached to, where
+            the usual places of networks are none of these networks'.
     """
 
     build: Callable[..., nn.Module]
     adjusted: Callable[..., Any]
+    place: Callable[[int, bool], str] | None = None
 
 
 FAMILIES: dict[type, Family] = {
@@ -41,4 +45,5 @@ FAMILIES: dict[type, Family] = {
     InceptionResNetTable: Family(inception_resnet.inception_resnet_v2, inception_resnet.adjusted),
     ShuffleNetV2Table: Family(shufflenet.shufflenet_v2, shufflenet.adjusted),
     HybridSNTable: Family(hybridsn.hybridsn, hybridsn.adjusted),
+    DnCNNTable: Family(dncnn.dncnn, dncnn.adjusted, dncnn.place),
 }

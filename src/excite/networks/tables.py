@@ -202,6 +202,34 @@ class HybridSNTable:
         return len(self.widths)
 
 
+@dataclass(frozen=True)
+class DnCNNTable:
+    """Zhang et al. 2017, Sect. III-A: convolutions of one width, all of which keep the size of the image.
+
+    Args:
+        depth: convolutions, the first and the last included; at least 3.
+        channels: of the hidden maps.
+        kernel: side of every kernel, odd.
+        in_channels: of the images that the table is for, 1 or 3.
+        norm: ``batch`` norm behind every hidden convolution, or ``none`` and biases instead.
+        residual: whether the network answers with the noise, which is then taken from its input, or with the image.
+        input_size: side of the square patches that it was trained on.
+    """
+
+    depth: int = 17
+    channels: int = 64
+    kernel: int = 3
+    in_channels: int = 1
+    norm: Literal["batch", "none"] = "batch"
+    residual: bool = True
+    input_size: int = 40
+
+    @property
+    def stages(self) -> int:
+        """How many there are: every hidden convolution is one."""
+        return self.depth - 2
+
+
 BN_INCEPTION = BNInceptionTable(
     stem=(64, 64, 192),
     rows=(

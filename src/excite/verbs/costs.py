@@ -34,7 +34,8 @@ def costs(
         size: side of the input in pixels; by default the one that the network was drawn for, else 224. A network that
             is built for windows of one size is built for this one.
         classes: by default 10 for inputs of 32 × 32 and less, else 1000; for networks that take the windows of a
-            hyperspectral scene 16, those of the scene that they were drawn for.
+            hyperspectral scene 16, those of the scene that they were drawn for. Networks that answer with an image
+            have none.
         latency: measure, each network in its own process, driven in turn.
         progress: show bars on stderr.
 
@@ -53,6 +54,7 @@ def costs(
         channels = entry.in_channels if entry else 3
         side = size or (entry.input_size if entry else 224)
         heads = classes or (entry.classes if entry and channels != 3 else 10 if side <= 32 else 1000)
+        heads = heads if not entry or entry.classes else None
         network = create(for_window(spec, size) if size else spec, heads, channels).eval()
         _, side, _ = getattr(network, "input_shape", (channels, side, side))
         counted = cost(network, (channels, side, side))

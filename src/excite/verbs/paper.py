@@ -58,7 +58,7 @@ def _row(entry: Entry, figures: Figures | None) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=8)  # the figures of one network follow each other
-def _counted(spec: str, outputs: int, channels: int, size: int) -> tuple[int, int]:
+def _counted(spec: str, outputs: int | None, channels: int, size: int) -> tuple[int, int]:
     with torch.device("meta"):  # shapes are all that counts
         network = create(spec, outputs, channels)
     counted = cost(network, (channels, size, size))

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from excite.errors import ExciteError, UsageError
+from excite.networks.dncnn import DnCNN
 from excite.preprocessing import Preprocessing
 from excite.surgery.hooks import attached_units
 from excite.weights.base import Content, Converted, Layout, Origin
 from excite.weights.cadene import cadene_layout
 from excite.weights.caffe import caffe_layout, is_caffemodel, read_caffemodel
+from excite.weights.dncnn import ConvertedDnCNN, dncnn_layout, expected_images
 from excite.weights.matconvnet import is_mat, matconvnet_layout, read_mat
 from excite.weights.published import imagenet_classes, known_preprocessing
 from excite.weights.state_dict import is_safetensors, read_safetensors, read_torch
@@ -25,7 +27,14 @@ from excite.weights.torchvision import torchvision_layout
 
 logger = logging.getLogger("excite.weights")
 
-LAYOUTS: tuple[Layout, ...] = (caffe_layout, matconvnet_layout, cadene_layout, timm_layout, torchvision_layout)
+LAYOUTS: tuple[Layout, ...] = (
+    dncnn_layout,
+    caffe_layout,
+    matconvnet_layout,
+    cadene_layout,
+    timm_layout,
+    torchvision_layout,
+)
 # What other authors call the classifier, which excite and torchvision's ResNets call fc.
 _HEADS = ("fc", "linear", "last_linear", "classifier", "classifier.1", "head", "head.fc", "classif")
 
@@ -40,6 +49,7 @@ class Weights:
         converted: by excite's, where the names are known ones.
         outputs: how many its classifier has, where one can be told.
         refusal: why networks of excite's cannot have these weights, though the network they are from can.
+        by_position: a chain of convolutions that has DnCNN's form, for a network that is none.
     """
 
     path: Path
@@ -47,6 +57,7 @@ class Weights:
     converted: Converted | None
     outputs: int | None
     refusal: str = ""
+    by_position: Converted | None = None
 
 
 def load_weights(module: nn.Module, path: str | Path, *, replace_head: bool = False) -> Origin:
@@ -54,9 +65,9 @@ def load_weights(module: nn.Module, path: str | Path, *, replace_head: bool = Fa
 
     The format is found by the file's content: PyTorch's (zip or the older pickle, opened so that no code can run),
     safetensors, Caffe's ``.caffemodel``, MatConvNet's ``.mat`` (v7.3). The names may be excite's, torchvision's,
-    timm's, Cadene's, or those of the SE and SK authors' Caffe releases; of a plain state dict any that the network
-    itself has. A state dict may sit under a key such as ``state_dict`` beside other things, and its names may carry
-    the ``module.`` prefix of a parallel wrapper.
+    timm's, Cadene's, those of the SE and SK authors' Caffe releases, or those of anyone's DnCNN; of a plain state
+    dict any that the network itself has. A state dict may sit under a key such as ``state_dict`` beside other things,
+    and its names may carry the ``module.`` prefix of a parallel wrapper.
 
     Args:
         module: the network. It stays on its device and in its precision.
@@ -91,7 +102,8 @@ def read_weights(path: str | Path) -> Weights:
     tensors = converted.tensors if converted else content.tensors
     heads = (tensors.get(f"{name}.weight") for name in _HEADS)
     outputs = next((head.shape[0] for head in heads if head is not None and head.ndim == 2), None)
-    return Weights(path, content.tensors, converted, outputs, refusal)
+    by_position = matconvnet_layout(content) if isinstance(converted, ConvertedDnCNN) else None
+    return Weights(path, content.tensors, converted, outputs, refusal, by_position)
 
 
 def put(
@@ -109,7 +121,9 @@ def put(
     own = _fits([*wanted.keys() - _units_not_in(weights.tensors, module)], weights.tensors)
     if weights.refusal and not own:
         raise UsageError(f"Cannot use the weights in {path}: {weights.refusal}.")
-    converted = None if own else weights.converted
+    converted = None if own else _suiting(weights, module)
+    if converted and isinstance(module, DnCNN):
+        _check_form(module, converted, path)  # of which each difference would be many tensors
     found = _fitting_names(dict(converted.tensors if converted else weights.tensors), wanted, module)
     new_head = set(_other_head(wanted, found)) if replace_head else set()
     if new_head:
@@ -125,6 +139,7 @@ def put(
         for name, tensor in found.items():
             wanted[name].copy_(tensor)
     preprocessing = known_preprocessing(path) or preprocessing or (converted.preprocessing if converted else None)
+    preprocessing = preprocessing or expected_images(module)
     classes = None
     if weights.outputs == 1000 and not new_head and preprocessing:
         classes = imagenet_classes()
@@ -152,6 +167,13 @@ def _read(path: Path) -> Content:
 
 
 # --- names and shapes ------------------------------------------------------------------------------------------
+
+
+def _suiting(weights: Weights, module: nn.Module) -> Converted | None:
+    """A chain of convolutions has DnCNN's names for a DnCNN only; in any other network they are matched in order."""
+    if isinstance(weights.converted, ConvertedDnCNN) and not isinstance(module, DnCNN):
+        return weights.by_position
+    return weights.converted
 
 
 def _units_not_in(given: Mapping[str, Tensor], module: nn.Module) -> set[str]:
@@ -209,7 +231,7 @@ def _by_position(given: dict[str, Tensor], module: nn.Module) -> dict[str, Tenso
 def _check_form(module: nn.Module, converted: Converted, path: Path) -> None:
     """Refuse weights whose names fit but that were trained in another form of the network."""
     table = getattr(module, "table", None)
-    other = {key: value for key, value in converted.form.items() if getattr(table, key, value) != value}
+    other = {key: value for key, value in converted.form.items() if str(getattr(table, key, value)) != value}
     if other:
         arguments = ",".join(f"{key}={value}" for key, value in converted.form.items())
         raise UsageError(
