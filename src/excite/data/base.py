@@ -100,6 +100,10 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def key(self) -> bytes:
+        """What scores on these images hang on, beside the network: which they are, and their labels."""
+        return self.labels.numpy().tobytes() + "\n".join(self.names).encode()
+
 
 @dataclass(frozen=True, eq=False)
 class ImageData:

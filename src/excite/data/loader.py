@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from excite.data.augment import Augmentation, crop_and_flip, erase, mix, randaugment, resized_windows
 from excite.data.base import BatchedImages, DrawnImages, Split
 from excite.data.draws import Indices, permutation
-from excite.data.encoded import EncodedImages, tell_broken
+from excite.data.encoded import EncodedImages
+from excite.data.epoch import EpochLoader, Job, Made
 from excite.data.images import BrokenImageError, fit, normalise, resize
-from excite.errors import ExciteError, UsageError
 from excite.preprocessing import Preprocessing
 
-Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
-
-class Loader:
+class Loader(EpochLoader):
     """Iterates over a split in batches ``(x, y, index)``.
 
     * ``x``: float32 (N, C, H, W), normalised;
@@ -50,8 +46,6 @@ class Loader:
         UsageError: the batch size, the ranks, or the number of images do not allow a batch.
     """
 
-    batch_sampler = None  # Lightning asks for it wherever there is a sampler
-
     def __init__(
         self,
         split: Split,
@@ -65,91 +59,21 @@ class Loader:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        if batch_size < 1 or (shuffle and batch_size < 2):
-            raise UsageError(f"The batch size is {batch_size}: training needs at least 2 images, evaluation 1.")
-        if not 0 <= rank < world_size:
-            raise UsageError(f"Rank {rank} of {world_size} does not exist: ranks count from 0.")
-        if shuffle and len(split) // world_size < 2:
-            raise UsageError(
-                f"{len(split)} images on {world_size} processes: training needs at least 2 images per process."
-            )
+        super().__init__(
+            len(split),
+            _BatchMaker(split, preprocessing, augment or Augmentation(), seed),
+            batch_size,
+            seed=seed,
+            shuffle=shuffle,
+            refuse=isinstance(split.images, EncodedImages) and split.images.refuse,
+            workers=workers,
+            rank=rank,
+            world_size=world_size,
+        )
         self.split = split
-        self.batch_size = batch_size
-        self.seed = seed
-        self.shuffle = shuffle
-        self.rank = rank
-        self.world_size = world_size
-        self.epoch = 0
-        self._next = 0  # the batch that is handed out next
-        self._resumed = False  # whether _next was loaded rather than counted
-        self._broken: set[str] = set()
-        self._refuse = isinstance(split.images, EncodedImages) and split.images.refuse
-        self._maker = _BatchMaker(split, preprocessing, augment or Augmentation(), seed)
-        self._ahead: DataLoader[_Made] | None = None
-        if workers:
-            self._ahead = DataLoader(
-                self._maker,
-                batch_size=None,
-                sampler=_Jobs(self),
-                num_workers=workers,
-                persistent_workers=True,
-                # A generator of its own: else starting the workers would draw from torch's global one.
-                generator=torch.Generator(),
-            )
 
-    def __len__(self) -> int:
-        """Batches per epoch on this rank."""
-        return len(self._bounds(self._share())) - 1
-
-    @property
-    def sampler(self) -> Loader:
-        """The object whose ``set_epoch`` Lightning calls before each epoch: this one."""
-        return self
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch. A new one starts at its first batch; the current one keeps a resumed place."""
-        if epoch != self.epoch:
-            self.epoch, self._next, self._resumed = epoch, 0, False
-
-    def state_dict(self) -> dict[str, Any]:
-        """The place in the epoch, with what it depends on, in plain values."""
-        return {"epoch": self.epoch, "batch": self._next, **self._identity()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where ``state`` was taken: the next iteration begins with the batch that would have come next.
-
-        Raises:
-            UsageError: the state was taken from other data, or with another batch size, seed or number of ranks.
-        """
-        for key, mine in self._identity().items():
-            if state.get(key) != mine:
-                raise UsageError(
-                    f"The saved place in the data has {key} {state.get(key)}, but here it is {mine}: resume with "
-                    "the same data, batch size, seed and number of processes."
-                )
-        self.epoch, self._next, self._resumed = int(state["epoch"]), int(state["batch"]), True
-
-    def __iter__(self) -> Iterator[Batch]:
-        # The place is read at the first batch, not here: Lightning makes the iterator before it sets the epoch.
-        if not self._resumed:
-            self._next = 0
-        self._resumed = False
-        for number, made in enumerate(self._made(), start=self._next):
-            self._note_broken(made.broken)
-            self._next = number + 1
-            if len(made.index) < 2 and self.shuffle:
-                raise ExciteError("Fewer than two images of a training batch can be read: mend or remove the others.")
-            if len(made.index):
-                yield made.images, made.targets, made.index
-
-    def _made(self) -> Iterator[_Made]:
-        if self._ahead is not None:
-            yield from self._ahead
-        else:
-            for job in _Jobs(self):
-                yield self._maker[job]
-
-    def _identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
+        """What the batches depend on besides the epoch, in plain values."""
         return {
             "images": len(self.split),
             "batch_size": self.batch_size,
@@ -158,75 +82,13 @@ class Loader:
             "world_size": self.world_size,
         }
 
-    def _share(self) -> int:
-        """How many images of an epoch this rank sees."""
-        share, rest = divmod(len(self.split), self.world_size)
-        return share if self.shuffle else share + (self.rank < rest)
-
-    def _bounds(self, share: int) -> list[int]:
-        """Where the batches of this rank's images begin, and the end of the last."""
-        bounds = [*range(0, share, self.batch_size), share]
-        if self.shuffle and len(bounds) > 2 and bounds[-1] - bounds[-2] == 1:
-            del bounds[-2]
-        return bounds
-
-    def _jobs(self) -> Iterator[_Job]:
-        """The batches that are still to be made in this epoch."""
+    def order(self) -> Indices:
+        """The images in the order in which this epoch sees them, (N,)."""
         size = len(self.split)
-        order = permutation(self.seed, self.epoch, size) if self.shuffle else np.arange(size)
-        # Each step of all ranks together sees the images that one process with a batch as large as all theirs
-        # would see, and each rank sees neighbours, as mixing wants.
-        mine = self._positions(self._share())
-        bounds = self._bounds(len(mine))
-        for start, stop in zip(bounds[self._next : -1], bounds[self._next + 1 :], strict=True):
-            place = mine[start:stop]
-            yield _Job(self.epoch, order[place], order[(place + 1) % size])
-
-    def _positions(self, share: int) -> Indices:
-        """This rank's places in the epoch's order."""
-        if not self.shuffle:
-            return np.arange(self.rank, len(self.split), self.world_size)
-        step = np.arange(share) // self.batch_size
-        # The last step may be short: all ranks have the same number of images in it.
-        width = np.where((step + 1) * self.batch_size <= share, self.batch_size, share % self.batch_size)
-        return step * self.batch_size * self.world_size + self.rank * width + np.arange(share) % self.batch_size
-
-    def _note_broken(self, found: dict[str, str]) -> None:
-        fresh = {name: reason for name, reason in found.items() if name not in self._broken}
-        if fresh:
-            self._broken.update(fresh)
-            tell_broken(list(fresh), list(fresh.values()), self._refuse)
+        return permutation(self.seed, self.epoch, size) if self.shuffle else np.arange(size)
 
 
-@dataclass(frozen=True)
-class _Job:
-    epoch: int
-    index: Indices
-    partners: Indices  # what each is mixed with: its successor in the epoch's order
-
-
-@dataclass(frozen=True)
-class _Made:
-    images: torch.Tensor
-    targets: torch.Tensor
-    index: torch.Tensor
-    broken: dict[str, str]
-
-
-class _Jobs:
-    """The jobs of the loader's current epoch, from its current place on; made anew at each iteration."""
-
-    def __init__(self, loader: Loader) -> None:
-        self.loader = loader
-
-    def __iter__(self) -> Iterator[_Job]:
-        return self.loader._jobs()
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-
-class _BatchMaker(Dataset["_Made"]):
+class _BatchMaker(Dataset[Made]):
     """Makes a batch from its job alone, so that it does not matter which process does it, and when."""
 
     def __init__(self, split: Split, preprocessing: Preprocessing, augment: Augmentation, seed: int) -> None:
@@ -235,35 +97,35 @@ class _BatchMaker(Dataset["_Made"]):
         self.augment = augment
         self.seed = seed
 
-    def __getitem__(self, job: _Job) -> _Made:
+    def __getitem__(self, job: Job) -> Made:
         # Successors in the order are mostly in the batch already: only the last one's has to be fetched.
-        wanted = np.union1d(job.index, job.partners) if self.augment.mixes else job.index
+        wanted = np.union1d(job.index, job.successors) if self.augment.mixes else job.index
         images, kept, broken = self._images(wanted, job.epoch)
         if broken:
-            job = _Job(job.epoch, *self._without_broken(job, kept))
+            job = Job(job.epoch, *self._without_broken(job, kept))
         images = self._augmented(images, kept, job.epoch)
         index = torch.from_numpy(job.index)
         targets = self.split.labels[index]
         if self.augment.mixes and len(job.index):
             place = {int(i): n for n, i in enumerate(kept)}
             own = images[[place[int(i)] for i in job.index]]
-            partners = images[[place[int(i)] for i in job.partners]]
+            partners = images[[place[int(i)] for i in job.successors]]
             images, targets = mix(
                 own,
                 targets,
                 partners,
-                self.split.labels[torch.from_numpy(job.partners)],
+                self.split.labels[torch.from_numpy(job.successors)],
                 self.split.num_classes,
                 self.augment,
                 self.seed,
                 job.epoch,
                 job.index,
             )
-        return _Made(images, targets, index, broken)
+        return Made((images, targets, index), broken)
 
-    def _without_broken(self, job: _Job, kept: Indices) -> tuple[Indices, Indices]:
+    def _without_broken(self, job: Job, kept: Indices) -> tuple[Indices, Indices]:
         index = job.index[np.isin(job.index, kept)]
-        partners = job.partners[np.isin(job.index, kept)]
+        partners = job.successors[np.isin(job.index, kept)]
         # An image whose partner is broken is mixed with itself, that is, not at all.
         return index, np.where(np.isin(partners, kept), partners, index)
 
