@@ -119,7 +119,9 @@ def test_a_string_of_matlab_beside_the_scene_is_no_damage(tmp_path: Path) -> Non
         return struct.pack("<II", kind, len(content)) + content + bytes(-len(content) % 8)
 
     # MATLAB writes an object as flags, name, system, class, and its own array: without any sides.
-    inner = element(14, element(6, struct.pack("<II", 13, 0)) + element(5, struct.pack("<ii", 1, 1)) + element(1, b""))
+    inner = element(
+        14, element(6, struct.pack("<II", 13, 0)) + element(5, struct.pack("<ii", 1, 1)) + element(1, b"")
+    )
     text = element(6, struct.pack("<II", 17, 0)) + element(1, b"note") + element(1, b"MCOS") + element(1, b"string")
     path = tmp_path / "scene.mat"
     scipy.io.savemat(path, {"cube": np.arange(24.0).reshape(2, 3, 4)})

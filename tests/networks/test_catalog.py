@@ -121,6 +121,8 @@ def test_what_a_network_was_drawn_for(name):
     expected = (30, 16) if name.startswith("hybridsn") else (3, 10 if entry.input_size == 32 else 1000)
     if name.startswith("dncnn"):
         expected = (3 if name == "dncnn_color" else 1, None)
+    if name == "dscmr":
+        expected = (4096 + 300, 10)  # an image's vector and a text's, as one pixel
     assert (entry.in_channels, entry.classes) == expected
 
 
@@ -129,9 +131,14 @@ def test_every_network_builds_and_answers_in_the_right_shape(name):
     entry = CATALOG[name]
     with torch.device("meta"):
         network = create(name, num_classes=7, in_channels=5).eval()
-        images = torch.empty(2, 5, entry.input_size, entry.input_size)
+        channels = entry.in_channels if name == "dscmr" else 5
+        images = torch.empty(2, channels, entry.input_size, entry.input_size)
     with torch.no_grad():
-        assert network(images).shape == (images.shape if entry.classes is None else (2, 7))
+        answer = network(images)
+    if name == "dscmr":
+        assert [part.shape for part in answer] == [(2, 1024), (2, 1024), (2, 7), (2, 7)]
+    else:
+        assert answer.shape == (images.shape if entry.classes is None else (2, 7))
 
 
 RESNETS = [name for name, entry in CATALOG.items() if isinstance(entry.table, ResNetTable)]

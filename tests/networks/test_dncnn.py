@@ -202,11 +202,11 @@ def test_what_is_not_known_may_too(monkeypatch):
 def test_learns_in_half_precision(spec):
     torch.manual_seed(0)
     network = create(spec)
-    clean = images(8, 1, 16, 16)
-    noisy = clean + 0.1 * torch.randn(clean.shape)
+    clean = nn.functional.interpolate(images(8, 1, 3, 3), size=16, mode="bilinear")
+    noisy = clean + 0.3 * torch.randn(clean.shape)
     optimizer = torch.optim.Adam(network.parameters(), 1e-2)
     losses = []
-    for _ in range(25):
+    for _ in range(60):
         with torch.autocast("cpu", torch.bfloat16):
             answer = network(noisy)
         assert answer.dtype == torch.float32  # the noise is taken away in the image's own precision
@@ -225,8 +225,12 @@ def test_the_start():
     for i in range(1, 21):
         convolution = network.get_submodule(f"conv{i}")
         assert type(convolution) is nn.Conv2d
-        assert convolution.weight.std().item() == pytest.approx(math.sqrt(2 / (9 * 64)), rel=0.1), i
+        share = 0.01 if i == 20 else 1
+        assert convolution.weight.std().item() == pytest.approx(share * math.sqrt(2 / (9 * 64)), rel=0.1), i
         assert convolution.bias is None or not convolution.bias.any()
+    noisy = torch.rand(2, 3, 20, 20) + 0.1 * torch.randn(2, 3, 20, 20)
+    with torch.no_grad():
+        assert (network(noisy) - noisy).std() < 0.01, "next to nothing is taken for noise yet"
 
 
 def test_the_same_seed_gives_the_same_network():

@@ -79,4 +79,4 @@ def test_the_loss_takes_weights_smoothing_and_soft_targets() -> None:
         -(soft * logits.log_softmax(1)).sum(1).mean().item(), rel=1e-5
     )
     step = task.training_step((logits, labels, torch.arange(6)), 0)
-    assert step["right"].item() == (logits.argmax(1) == labels).sum().item()
+    assert step["score"].item() == (logits.argmax(1) == labels).sum().item()

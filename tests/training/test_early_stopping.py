@@ -9,8 +9,9 @@ import torch
 from excite.data import Loader
 from excite.errors import UsageError
 from excite.tasks.classification import evaluation, outputs
-from excite.training.fit import fit, load_recipe_data
+from excite.training.fit import fit
 from excite.training.recipe import Recipe, load
+from excite.training.recipe_data import load_recipe_data
 from excite.training.run import Run
 
 
@@ -46,7 +47,7 @@ def test_a_run_ends_when_its_patience_does_and_keeps_the_best_weights(stopped: R
     assert stopped.card["weights"] == "best"
     assert stopped.card["epochs"] == len(scores)
 
-    data = load_recipe_data(stopped.recipe.data)
+    data = load_recipe_data(stopped.recipe)
     assert data.val is not None
     scored = evaluation(*outputs(stopped.load().network, Loader(data.val, data.preprocessing, 256, seed=0)))
     assert scored.metrics["top1"] == pytest.approx(scores[best])

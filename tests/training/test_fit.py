@@ -17,8 +17,9 @@ from torch import nn
 
 from excite.errors import ExciteError, UsageError
 from excite.training import checkpoint
-from excite.training.fit import fit, load_recipe_data
+from excite.training.fit import fit
 from excite.training.recipe import Recipe, load
+from excite.training.recipe_data import load_recipe_data
 from excite.training.run import Run
 
 SMALL = {
@@ -233,11 +234,11 @@ def test_every_setting_trains(tmp_path, changes) -> None:
 def test_balanced_weights_are_those_of_scikit_learn() -> None:
     from sklearn.utils.class_weight import compute_class_weight
 
-    from excite.training.fit import _class_weights
+    from excite.tasks.classification import options
 
-    data = load_recipe_data(small().data)
+    data = load_recipe_data(small())
     assert data.train is not None
-    ours = _class_weights(small(**{"task.class_weights": "balanced"}), data)
+    ours = options(small(**{"task.class_weights": "balanced"}).task.model_dump(), data)["class_weights"]
     labels = data.train.labels.numpy()
     assert ours is not None
     assert ours.tolist() == pytest.approx(compute_class_weight("balanced", classes=np.arange(10), y=labels).tolist())

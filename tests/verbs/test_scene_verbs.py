@@ -14,8 +14,9 @@ from test_predict_scene import COLS, ROWS, WINDOW, write_scene
 
 from excite.data.hyperspectral import SceneData, load_scene
 from excite.errors import UsageError
-from excite.training.fit import fit, load_recipe_data
+from excite.training.fit import fit
 from excite.training.recipe import Recipe, load
+from excite.training.recipe_data import load_recipe_data
 from excite.training.run import Run
 from excite.verbs.compare import compare
 from excite.verbs.evaluate import evaluate
@@ -50,7 +51,7 @@ def trained(recipe, tmp_path_factory) -> dict:
 
 
 def loaded(run: Run) -> SceneData:
-    data = load_recipe_data(run.recipe.data)
+    data = load_recipe_data(run.recipe)
     assert isinstance(data, SceneData)
     return data
 
@@ -164,7 +165,7 @@ def test_a_comparison_counts_blocks_and_says_what_is_shared(recipe, scene, tmp_p
     ]
     assert result["metric"]["name"] == "oa"
     assert result["samples"] == "pixels"
-    data = load_recipe_data(quick.data)
+    data = load_recipe_data(quick)
     assert result["count"] == len(data.test)
     assert result["blocks"] == len(data.test.blocks.unique()) < len(data.test)
     for entry in result["results"]:
@@ -226,7 +227,7 @@ def test_the_same_scene_by_another_path_keeps_its_test_pixels(trained, scene, mo
 def test_a_scene_that_was_loaded_otherwise_than_by_the_recipe_is_found_again(recipe, scene, tmp_path) -> None:
     data = load_scene(scene, window=WINDOW, components=3, train_ratio=0.2, split_seed=3)
     run = fit(recipe.replace({"trainer.epochs": 1}), tmp_path / "run", data=data)
-    again = load_recipe_data(run.recipe.data)
+    again = load_recipe_data(run.recipe)
     assert np.array_equal(again.pixels.train, data.pixels.train)
     assert evaluate(run.folder, scene)["count"] == len(data.test)
 
@@ -271,6 +272,6 @@ def test_augmentation_that_loses_the_pixel_is_refused(recipe, tmp_path, keys) ->
 
 def test_so_many_pixels_of_each_class(scene) -> None:
     shipped = load("hybridsn-indian-pines").replace({"data.path": scene, "data.train_per_class": 4, "data.window": 5})
-    data = load_recipe_data(shipped.replace({"data.components": 4, "data.bands": "1-5"}).data)
+    data = load_recipe_data(shipped.replace({"data.components": 4, "data.bands": "1-5"}))
     assert np.bincount(data.train.labels).tolist() == [4, 4, 4]
     assert shipped.replace({"data.bands": 5}).data.bands == "5"

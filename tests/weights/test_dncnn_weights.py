@@ -63,7 +63,7 @@ def saved(network, folder, prefix="", drop=()):
         {"ends": False},
         {"hidden": True},
         {"norm": False, "ends": False},
-        {"channels": 3, "kernel": 5, "channels": 4, "depth": 4},
+        {"channels": 3, "kernel": 5, "width": 4, "depth": 4},
     ],
     ids=str,
 )

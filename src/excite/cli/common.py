@@ -21,7 +21,8 @@ Data = Annotated[
     str | None,
     typer.Option(
         "--data",
-        help="digits, cifar10, cifar100, a folder or tar of class folders, indian-pines, or a scene's file.",
+        help="digits, cifar10, cifar100, a folder or tar of class folders, indian-pines, a scene's file, "
+        "photographs, or denoising:FOLDER.",
         show_default=False,
     ),
 ]

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from excite.cli.common import Device, Json, TestData, numbers, print_json, show_log
+from excite.errors import UsageError
 
 NAME = "evaluate"
 
@@ -33,7 +34,9 @@ def run(
     data: Annotated[
         str,
         typer.Option(
-            "--data", help="digits, cifar10, cifar100, a folder or tar of class folders, or a hyperspectral scene."
+            "--data",
+            help="digits, cifar10, cifar100, a folder or tar of class folders, a hyperspectral scene, "
+            "photographs, or denoising:FOLDER.",
         ),
     ],
     test_data: TestData = None,
@@ -63,10 +66,24 @@ def run(
         Path | None,
         typer.Option(help="Where that map goes, .png or .npy. Default: in the run's reports/.", show_default=False),
     ] = None,
+    sigma: Annotated[
+        float | None,
+        typer.Option(min=0, help="Of denoising: Gaussian noise of this σ (0 … 255).", show_default=False),
+    ] = None,
+    degradation: Annotated[
+        str | None,
+        typer.Option(help="Of denoising: what spoils the pictures, e.g. poisson:30, jpeg:10.", show_default=False),
+    ] = None,
+    noise_seed: Annotated[
+        int | None, typer.Option(min=0, help="Of denoising: another draw of the noise.", show_default=False)
+    ] = None,
+    quantised: Annotated[
+        bool, typer.Option("--quantised", help="Of denoising: clip the noisy pictures and round them to 8 bits.")
+    ] = False,
     device: Device = "auto",
     json: Json = False,
 ) -> None:
-    """Score a trained network on the test images of a set, or the test pixels of a scene."""
+    """Score a trained network on the test images of a set, the test pixels of a scene, or noisy pictures."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -74,6 +91,10 @@ def run(
     from excite.verbs.evaluate import evaluate
 
     show_log()
+    if sigma is not None:
+        if degradation is not None:
+            raise UsageError("--sigma 25 is short for --degradation gaussian:25: give one of them.")
+        degradation = f"gaussian:{sigma:g}"
     result = evaluate(
         source,
         data,
@@ -90,6 +111,9 @@ def run(
         ground_truth=ground_truth,
         mc_dropout=mc_dropout,
         out=out,
+        degradation=degradation,
+        noise_seed=noise_seed,
+        quantised=quantised or None,
         progress=True,
     )
     if json:
@@ -99,6 +123,9 @@ def run(
     for name, value in result["metrics"].items():
         console.print(f"{name:>5}  {_said(name, value)}")
     console.print(f"{result['count']} {result['samples']}")
+    if noisy := result.get("noisy"):
+        figures = ", ".join(f"{name} {_said(name, value)}" for name, value in noisy.items())
+        console.print(f"{result['degradation']}: the noisy images have {figures}")
     if shared := result.get("overlap"):
         console.print(
             f"{shared['windows']:.0f} % of them have training pixels in their windows; the class of the nearest "
@@ -142,6 +169,8 @@ def run(
 
 def _said(name: str, value: float) -> str:
     """A metric with its unit; kappa × 100 has none."""
-    if name == "loss":
+    if name in ("loss", "ssim"):
         return f"{value:.4f}"
+    if name == "psnr":
+        return f"{value:.2f} dB"
     return f"{value:.2f}" if name == "kappa" else f"{value:.2f} %"

@@ -7,6 +7,7 @@ those of water vapour) comes with the package tensorly; any other cube is a ``.m
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,9 @@ _REAL = ("i", "u", "f")
 
 Block = npt.NDArray[np.float32]
 _Reader = Callable[[slice, slice], Any]
+
+
+_OTHER_KIND = re.compile(r"(crossmodal|denoising|folder|tar|cifar10|cifar100|shards):")
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,6 +123,8 @@ def same_scene(one: str, other: str) -> bool:
 def _kind(spec: str) -> str | None:
     if spec == INDIAN_PINES or spec.startswith(f"{KIND}:"):
         return spec.partition(":")[0]
+    if _OTHER_KIND.match(spec):
+        return None
     return KIND if spec.lower().endswith(SUFFIXES) and not Path(spec).is_dir() else None
 
 

@@ -16,6 +16,7 @@ from excite.networks.tables import (
     INCEPTION_RESNET_V2,
     BNInceptionTable,
     DnCNNTable,
+    DSCMRTable,
     HybridSNTable,
     InceptionResNetTable,
     MobileNetV1Table,
@@ -33,6 +34,7 @@ Table = (
     | ShuffleNetV2Table
     | HybridSNTable
     | DnCNNTable
+    | DSCMRTable
 )
 
 
@@ -81,9 +83,14 @@ class Entry:
 
     @property
     def in_channels(self) -> int:
-        """Channels of the images that the network was drawn for: bands, for windows of a hyperspectral scene."""
+        """Channels of the images that the network was drawn for: bands, for windows of a hyperspectral scene.
+
+        Of pairs of vectors that stand side by side, as one pixel, the length of both together.
+        """
         if isinstance(self.table, DnCNNTable):
             return self.table.in_channels
+        if isinstance(self.table, DSCMRTable):
+            return self.table.image_dim + self.table.text_dim
         return self.table.bands if isinstance(self.table, HybridSNTable) else 3
 
     @property
@@ -94,7 +101,7 @@ class Entry:
         """
         if isinstance(self.table, DnCNNTable):
             return None
-        if isinstance(self.table, HybridSNTable):
+        if isinstance(self.table, HybridSNTable | DSCMRTable):
             return self.table.classes
         return 10 if self.input_size <= 64 else 1000
 
@@ -449,5 +456,6 @@ CATALOG: dict[str, Entry] = {
         Entry("dncnn_b", "DnCNN-B, for any level of noise", DnCNNTable(depth=20, input_size=50)),
         Entry("dncnn_color", "CDnCNN-B, in colour", DnCNNTable(depth=20, in_channels=3, input_size=50)),
         Entry("dncnn_3", "DnCNN-3, for noise, upscaling and JPEG", DnCNNTable(depth=20, input_size=50)),
+        Entry("dscmr", "DSCMR, for images and texts in one space", DSCMRTable()),
     )
 }

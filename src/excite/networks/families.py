@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import nn
 
-from excite.networks import bn_inception, dncnn, hybridsn, inception_resnet, mobilenet, resnet, shufflenet
+from excite.networks import bn_inception, dncnn, dscmr, hybridsn, inception_resnet, mobilenet, resnet, shufflenet
 from excite.networks.tables import (
     BNInceptionTable,
     DnCNNTable,
+    DSCMRTable,
     HybridSNTable,
     InceptionResNetTable,
     MobileNetV1Table,
@@ -46,4 +47,5 @@ FAMILIES: dict[type, Family] = {
     ShuffleNetV2Table: Family(shufflenet.shufflenet_v2, shufflenet.adjusted),
     HybridSNTable: Family(hybridsn.hybridsn, hybridsn.adjusted),
     DnCNNTable: Family(dncnn.dncnn, dncnn.adjusted, dncnn.place),
+    DSCMRTable: Family(dscmr.dscmr, dscmr.adjusted, dscmr.place),
 }

@@ -230,6 +230,37 @@ class DnCNNTable:
         return self.depth - 2
 
 
+@dataclass(frozen=True)
+class DSCMRTable:
+    """Zhen et al. 2019, Sect. 3.2: two branches of fully connected layers that end in one layer of both.
+
+    Args:
+        image_dim: length of an image's vector; 4096 of VGG's last hidden layer.
+        text_dim: length of a text's vector; 300 of the sentence vectors.
+        hidden: widths of the layers that each branch has of its own.
+        dim: of the common space.
+        dropout: after each hidden layer; the paper has none.
+        classes: of the set that the table is for.
+    """
+
+    image_dim: int = 4096
+    text_dim: int = 300
+    hidden: tuple[int, ...] = (2048,)
+    dim: int = 1024
+    dropout: float = 0.0
+    classes: int = 10
+
+    @property
+    def input_size(self) -> int:
+        """Of a pair whose vectors stand side by side: one pixel."""
+        return 1
+
+    @property
+    def stages(self) -> int:
+        """There are no maps; one, for the messages about units."""
+        return 1
+
+
 BN_INCEPTION = BNInceptionTable(
     stem=(64, 64, 192),
     rows=(

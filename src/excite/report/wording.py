@@ -15,6 +15,8 @@ MINUS = "−"
 _METRICS = {
     "top1": ("top-1 accuracy", 2),
     "top5": ("top-5 accuracy", 2),
+    "psnr": ("PSNR", 2),
+    "ssim": ("SSIM", 4),
     "oa": ("overall accuracy", 2),
     "aa": ("average accuracy", 2),
     "kappa": ("kappa × 100", 2),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from excite.tasks.base import Task
 
-_TASKS = ("classification", "hyperspectral")
+_TASKS = ("classification", "hyperspectral", "denoising", "retrieval")
 
 
 def task_named(name: str) -> Task:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from excite.data import ImageData, Loader, Preprocessing, Split
+from excite.data.load import SMALL
 from excite.errors import ExciteError, UsageError
-from excite.tasks.base import Evaluation, Metric, Task, TaskModule
+from excite.tasks.base import Evaluation, Metric, Optimize, Scoring, Step, Task, TaskModule
 
-Batch = tuple[Tensor, Tensor, Tensor]
+ImageBatch = tuple[Tensor, Tensor, Tensor]
+"""Images, labels ``(N,)``, and each image's index."""
+
+BATCH = 256
+BATCH_OF_PHOTOS = 32  # the first feature map of 256 images of 224×224 takes 0.8 GB
 
 
 class ClassificationTask(TaskModule):
@@ -28,14 +35,12 @@ class ClassificationTask(TaskModule):
     def __init__(
         self,
         network: nn.Module,
-        optimize: Callable[[nn.Module], torch.optim.Optimizer] | None = None,
+        optimize: Optimize | None = None,
         *,
         label_smoothing: float = 0.0,
         class_weights: Tensor | None = None,
     ) -> None:
-        super().__init__()
-        self.network = network
-        self.optimize = optimize
+        super().__init__(network, optimize)
         self.label_smoothing = label_smoothing
         self.register_buffer("class_weights", class_weights, persistent=False)
 
@@ -51,23 +56,48 @@ class ClassificationTask(TaskModule):
             label_smoothing=self.label_smoothing,
         )
 
-    def training_step(self, batch: Batch, _index: int) -> dict[str, Tensor]:
-        """The loss of one batch, and how many of its images were right."""
-        images, target, _ = batch
-        logits = self.network(images)
+    def score(self, output: Tensor, target: Tensor) -> Tensor:
+        """How many of the batch are right; of mixed images, how often the class with the largest share is found."""
         hard = target if target.ndim == 1 else target.argmax(1)
-        return {"loss": self.loss(logits, target), "right": (logits.detach().argmax(1) == hard).sum()}
+        return (output.argmax(1) == hard).sum()
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The optimiser that was passed in, over this network."""
-        if self.optimize is None:
-            raise ExciteError("This task was built to evaluate: it has no optimiser.")
-        return self.optimize(self.network)
+
+def options(settings: Mapping[str, Any], data: ImageData) -> dict[str, Any]:
+    """What the ``task`` section of a recipe comes to for these classes.
+
+    Raises:
+        UsageError: weights for another number of classes.
+    """
+    wanted = settings["class_weights"]
+    weights = None
+    if wanted == "balanced":
+        assert data.train is not None
+        counts = torch.bincount(data.train.labels, minlength=len(data.classes)).float()
+        weights = counts.sum() / (len(counts) * counts)
+    elif wanted is not None:
+        if len(wanted) != len(data.classes):
+            raise UsageError(f"key 'task.class_weights': {len(wanted)} weights for {len(data.classes)} classes")
+        weights = torch.tensor(wanted)
+    return {"label_smoothing": settings["label_smoothing"], "class_weights": weights}
+
+
+def expect(data: ImageData, inputs: Tensor, output: Tensor) -> None:
+    """Refuse a network whose output is not one row of logits an image.
+
+    Raises:
+        UsageError: another shape.
+    """
+    wanted = (len(inputs), len(data.classes))
+    if tuple(output.shape) != wanted:
+        raise UsageError(
+            f"the network's output has shape {tuple(output.shape)}, but the data has {len(data.classes)} classes: "
+            f"expected {wanted}"
+        )
 
 
 @torch.inference_mode()
 def outputs(
-    network: nn.Module, batches: Iterable[Batch], device: torch.device | str = "cpu"
+    network: nn.Module, batches: Iterable[ImageBatch], device: torch.device | str = "cpu"
 ) -> tuple[Tensor, Tensor]:
     """What a network in evaluation mode says of all images; its mode is restored afterwards.
 
@@ -144,4 +174,38 @@ def evaluation(logits: Tensor, labels: Tensor) -> Evaluation:
     )
 
 
-TASK = Task("classification", Metric("top1", "%", higher_is_better=True), "images", ClassificationTask, evaluation)
+def scoring(evaluation: Callable[[Tensor, Tensor], Evaluation]) -> Scoring:
+    """Scores a network batch by batch, and all its logits by ``evaluation`` (logits, labels)."""
+
+    def score(
+        network: nn.Module,
+        split: Split,
+        preprocessing: Preprocessing,
+        device: torch.device | str = "cpu",
+        *,
+        workers: int = 0,
+        step: Step | None = None,
+    ) -> Evaluation:
+        size = BATCH if preprocessing.size <= SMALL else BATCH_OF_PHOTOS
+        batches = Loader(split, preprocessing, size, seed=0, workers=workers)
+
+        def counted() -> Iterator[ImageBatch]:
+            for done, batch in enumerate(batches, start=1):
+                yield batch
+                if step:
+                    step(done, len(batches))
+
+        return evaluation(*outputs(network, counted(), device))
+
+    return score
+
+
+TASK = Task(
+    "classification",
+    Metric("top1", "%", higher_is_better=True),
+    "images",
+    ClassificationTask,
+    options,
+    expect,
+    scoring(evaluation),
+)

@@ -7,7 +7,7 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassCohenKappa, MulticlassConfusionMatrix
 
 from excite.tasks.base import Evaluation, Metric, Task
-from excite.tasks.classification import ClassificationTask, check_outputs
+from excite.tasks.classification import ClassificationTask, check_outputs, expect, options, scoring
 
 
 def evaluation(logits: Tensor, labels: Tensor) -> Evaluation:
@@ -49,4 +49,12 @@ def evaluation(logits: Tensor, labels: Tensor) -> Evaluation:
     )
 
 
-TASK = Task("hyperspectral", Metric("oa", "%", higher_is_better=True), "pixels", ClassificationTask, evaluation)
+TASK = Task(
+    "hyperspectral",
+    Metric("oa", "%", higher_is_better=True),
+    "pixels",
+    ClassificationTask,
+    options,
+    expect,
+    scoring(evaluation),
+)

@@ -37,7 +37,8 @@ class Position:
     steps_per_epoch: int
     seconds: float = 0.0
     loss_sum: float = 0.0
-    right: float = 0.0
+    score_sum: float = 0.0
+    scored: bool = False
     images: int = 0
     rows: list[Row] = field(default_factory=list)
 
@@ -184,7 +185,7 @@ class Record(pl.Callback):
         position: moved on by one at every step.
         folder: the run's folder.
         state: gives what a checkpoint holds beside the position.
-        metric: the name of the headline metric, whose value in training is the share of right answers.
+        metric: the headline metric, whose value in training is the mean over the samples as they were learned from.
         validate: scores the network on the validation images, or None.
         best: is shown every validation score, and may end the run; or None.
         every: steps between checkpoints; None for the end of each epoch and every five minutes.
@@ -197,7 +198,7 @@ class Record(pl.Callback):
         position: Position,
         folder: Path,
         state: Callable[[], dict[str, Any]],
-        metric: str,
+        metric: Metric,
         validate: Callable[[], dict[str, float]] | None,
         best: Best | None,
         every: int | None,
@@ -231,10 +232,12 @@ class Record(pl.Callback):
         here.seconds += now - self.clock
         self.epoch_seconds += now - self.clock
         self.clock = now
-        count = len(batch[0])
+        count = len(batch[2])
         here.step += 1
         here.loss_sum += loss * count
-        here.right += float(outputs["right"])
+        if "score" in outputs:
+            here.score_sum += float(outputs["score"])
+            here.scored = True
         here.images += count
         self.epoch_images += count
         if here.at_epoch_end:
@@ -262,7 +265,8 @@ class Record(pl.Callback):
             "step": here.step,
             "seconds": here.seconds,
             "loss_sum": here.loss_sum,
-            "right": here.right,
+            "score_sum": here.score_sum,
+            "scored": here.scored,
             "images": here.images,
             "rows": here.rows,
         }
@@ -277,7 +281,11 @@ class Record(pl.Callback):
             "step": here.step,
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
             "train_loss": here.loss_sum / here.images,
-            f"train_{self.metric}": 100 * here.right / here.images,
+            **(
+                {f"train_{self.metric.name}": self.metric.factor * here.score_sum / here.images}
+                if here.scored
+                else {}
+            ),
             "seconds": here.seconds,
             # Of this process's own part of the epoch: a resumed one did not see the rest.
             "images_per_second": self.epoch_images / self.epoch_seconds,
@@ -289,7 +297,7 @@ class Record(pl.Callback):
             if self.best is not None:
                 self.best.see(here.epoch, scores)
         here.rows.append(row)
-        here.loss_sum, here.right, here.images = 0.0, 0.0, 0
+        here.loss_sum, here.score_sum, here.images = 0.0, 0.0, 0
         self.epoch_seconds, self.epoch_waited, self.epoch_images = 0.0, waited, 0
         self._write_rows()
         for logger in trainer.loggers:

@@ -15,7 +15,7 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -24,24 +24,34 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from excite.create import create, for_window
-from excite.data import Augmentation, ImageData, Loader, load_data
-from excite.data.cube import INDIAN_PINES, is_scene
-from excite.data.hyperspectral import SceneData, load_scene
-from excite.errors import UsageError, nearest
+from excite.create import create
+from excite.data import ImageData
+from excite.data.denoising import DenoisingData
+from excite.data.hyperspectral import SceneData
+from excite.errors import UsageError
 from excite.memory_format import to_channels_last
 from excite.tasks import task_named
-from excite.tasks.base import Task
-from excite.tasks.classification import outputs
+from excite.tasks.base import Batch, Inputs, Task, each
 from excite.training import checkpoint
-from excite.training.bars import bar
 from excite.training.callbacks import Bar, Best, Freeze, Position, Rate, Record, StopOnSignal, WeightAverage
 from excite.training.optimization import build_optimizer, host_factor, host_is_frozen, rate_factor
-from excite.training.recipe import SCENE_KEYS, Data, Recipe, load
+from excite.training.recipe import Recipe, load
+from excite.training.recipe_data import (
+    AnyData,
+    AnyLoader,
+    load_recipe_data,
+    resolved,
+    spec_for,
+    training_loader,
+    with_backbone,
+)
 from excite.training.run import Run
 from excite.weights.base import Origin
 
 log = logging.getLogger(__name__)
+
+FEWEST_EPOCHS = 10
+"""Into so many epochs a training on patches is cut that is to last for so many minutes."""
 
 
 def fit(
@@ -49,7 +59,7 @@ def fit(
     out: str | Path | None = None,
     *,
     network: nn.Module | None = None,
-    data: ImageData | None = None,
+    data: AnyData | None = None,
     resume: bool = False,
     title: str | None = None,
 ) -> Run:
@@ -86,7 +96,7 @@ def fit(
     device = pick_device(recipe.trainer.device)
     threads = recipe.trainer.threads or torch.get_num_threads()
     with _settings(threads, device):
-        data = data or load_recipe_data(recipe.data, progress=title is not None)
+        data = data or load_recipe_data(recipe, progress=title is not None)
         own = network is not None
         recipe, data, network = starting_point(recipe, data, network)
         check_freezing(recipe, network)
@@ -96,14 +106,14 @@ def fit(
             raise UsageError("key 'trainer.patience' needs a validation split: set data.val_fraction, such as 0.1")
         if recipe.trainer.channels_last:
             to_channels_last(network)
-        recipe = recipe.replace({"augment": dataclasses.asdict(augmentation(recipe, data))})
+        recipe = resolved(recipe, data)
         _check_precision(recipe, device)
         loader = training_loader(recipe, data)
-        _check_output(network, loader, len(data.classes), device)
+        _check_task(recipe, network, loader, data, device)
         if recipe.trainer.minutes is not None:
-            epoch = len(loader) * step_seconds(recipe, network, task_named(data.task), loader, device)
-            epochs = max(1, int(60 * recipe.trainer.minutes / epoch))
-            recipe = recipe.replace({"trainer.epochs": epochs, "trainer.minutes": None})
+            seconds = step_seconds(recipe, network, task_named(data.task), loader, device)
+            recipe, data = fitted(recipe, data, int(60 * recipe.trainer.minutes / seconds), len(loader))
+            loader = training_loader(recipe, data)
         settled = {"trainer.threads": threads, "trainer.device": device.type}
         recipe = recipe.replace(settled)
         if not (run.folder / "recipe.yaml").exists():
@@ -113,8 +123,8 @@ def fit(
 
 
 def starting_point(
-    recipe: Recipe, data: ImageData, network: nn.Module | None = None
-) -> tuple[Recipe, ImageData, nn.Module]:
+    recipe: Recipe, data: AnyData, network: nn.Module | None = None
+) -> tuple[Recipe, AnyData, nn.Module]:
     """The network as it is before the first step, in training mode, and the recipe and data as it wants them.
 
     Args:
@@ -124,15 +134,12 @@ def starting_point(
     """
     torch.manual_seed(recipe.seed)
     if network is None:
-        spec = for_window(recipe.network.spec, data.preprocessing.size)
-        network = create(spec, len(data.classes), data.preprocessing.channels, weights=recipe.network.weights)
+        spec = spec_for(recipe.network.spec, data)
+        network = create(spec, len(data.classes) or None, data.preprocessing.channels, recipe.network.weights)
+        with_backbone(network, recipe.network.image, recipe.network.image_weights)
         # With what weights decide written in, such as how an added unit starts.
         recipe = recipe.replace({"network.spec": getattr(network, "spec", recipe.network.spec)})
-    if isinstance(data, SceneData):
-        # Loaded by this recipe or not, a later evaluation has to find the same pixels by it.
-        chosen = {"path": data.name, **data.options}
-        recipe = recipe.replace({f"data.{key}": value for key, value in chosen.items()})
-    elif data.name == recipe.data.path:
+    if data.name == recipe.data.path and isinstance(data, ImageData) and not isinstance(data, SceneData):
         recipe, data = normalised_as_weights(recipe, data, network)
     return recipe, data, network
 
@@ -158,20 +165,6 @@ def check_freezing(recipe: Recipe, network: nn.Module) -> None:
         raise UsageError(f"key 'schedule.host_frozen_epochs': set it to 0, for nothing in {name} {why}")
 
 
-def augmentation(recipe: Recipe, data: ImageData) -> Augmentation:
-    """What the recipe asks for, over what suits the data.
-
-    Raises:
-        UsageError: it would move a window away from the pixel that it is the window of, or needs colours.
-    """
-    asked = dataclasses.replace(data.augmentation, **recipe.augment.model_dump(exclude_none=True))
-    if isinstance(data, SceneData):
-        for key, off in (("crop", "none"), ("randaugment", 0)):
-            if getattr(asked, key) != off:
-                raise UsageError(f"key 'augment.{key}' is for images: the windows of a scene keep their pixel inside")
-    return asked
-
-
 def normalised_as_weights(recipe: Recipe, data: ImageData, network: nn.Module) -> tuple[Recipe, ImageData]:
     """The recipe and its data with the mean and standard deviation that the network's weights were trained with.
 
@@ -187,70 +180,6 @@ def normalised_as_weights(recipe: Recipe, data: ImageData, network: nn.Module) -
     return recipe, dataclasses.replace(
         data, preprocessing=dataclasses.replace(data.preprocessing, mean=mean, std=std)
     )
-
-
-def training_loader(recipe: Recipe, data: ImageData) -> Loader:
-    """The training batches of a recipe.
-
-    Raises:
-        UsageError: the data has no training images.
-    """
-    if data.train is None:
-        raise UsageError(f"'{data.name}' has no training images")
-    return Loader(
-        data.train,
-        data.preprocessing,
-        recipe.trainer.batch_size,
-        seed=recipe.seed,
-        augment=augmentation(recipe, data),
-        shuffle=True,
-        workers=recipe.data.workers,
-    )
-
-
-def load_recipe_data(settings: Data, progress: bool = False) -> ImageData:
-    """The images, or the scene, that a recipe names; ``progress`` shows a bar while they are read.
-
-    Raises:
-        UsageError: a key that is not for data of this kind.
-    """
-    if is_scene(settings.path):
-        return load_recipe_scene(settings, progress)
-    hint = nearest(settings.path, [INDIAN_PINES])
-    _refuse_keys(settings, SCENE_KEYS, f"is for hyperspectral scenes, and {settings.path!r} is none", hint)
-    with bar("reading images", progress) as step:
-        return load_data(
-            settings.path,
-            test=settings.test_path,
-            val_fraction=settings.val_fraction,
-            image_size=settings.image_size,
-            mean=settings.mean,
-            std=settings.std,
-            broken=settings.broken,
-            progress=step,
-        )
-
-
-def load_recipe_scene(settings: Data, progress: bool = False, **trained: Any) -> SceneData:
-    """The scene that a recipe names.
-
-    Args:
-        settings: the recipe's.
-        progress: show a bar while it is read.
-        trained: what a trained network wants of it, as :func:`excite.data.hyperspectral.load_scene` takes it.
-    """
-    _refuse_keys(
-        settings, ("test_path", "image_size", "mean", "std"), f"is for images, and {settings.path!r} is none"
-    )
-    own = {key: getattr(settings, key) for key in SCENE_KEYS}
-    with bar("reading the scene", progress) as step:
-        return load_scene(settings.path, **own, val_fraction=settings.val_fraction, progress=step, **trained)
-
-
-def _refuse_keys(settings: Data, keys: Sequence[str], why: str, hint: str = "") -> None:
-    for key in keys:
-        if getattr(settings, key) is not None:
-            raise UsageError(f"key 'data.{key}' {why}: {hint or 'leave it out'}")
 
 
 def new_folder(recipe: Recipe) -> Path:
@@ -279,7 +208,7 @@ def pick_device(name: str) -> torch.device:
 class Stream:
     """The batches of a whole run, from any step on; Lightning sees them as one epoch."""
 
-    def __init__(self, loader: Loader, start: int, total: int, channels_last: bool) -> None:
+    def __init__(self, loader: AnyLoader, start: int, total: int, channels_last: bool) -> None:
         self.loader, self.start, self.total = loader, start, total
         self.format = torch.channels_last if channels_last else torch.contiguous_format
         self.waited = 0.0
@@ -287,7 +216,7 @@ class Stream:
     def __len__(self) -> int:
         return self.total - self.start
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[Batch]:
         epoch, batch = divmod(self.start, len(self.loader))
         while epoch * len(self.loader) < self.total:
             self.loader.load_state_dict(self.loader.state_dict() | {"epoch": epoch, "batch": batch})
@@ -297,11 +226,14 @@ class Stream:
                 item = next(batches, None)
                 if item is None:
                     break
-                images, target, index = item
-                ready = images.contiguous(memory_format=self.format) if images.ndim == 4 else images
+                inputs, target, index = item
+                ready = each(inputs, self._laid_out)
                 self.waited += time.perf_counter() - begin
                 yield ready, target, index
             epoch, batch = epoch + 1, 0
+
+    def _laid_out(self, part: Tensor) -> Tensor:
+        return part.contiguous(memory_format=self.format) if part.ndim == 4 else part
 
 
 def _train(
@@ -309,8 +241,8 @@ def _train(
     recipe: Recipe,
     network: nn.Module,
     spec: str | None,
-    data: ImageData,
-    loader: Loader,
+    data: AnyData,
+    loader: AnyLoader,
     device: torch.device,
     title: str | None,
 ) -> None:
@@ -333,12 +265,7 @@ def _train(
         return optimizer
 
     kind = task_named(data.task)
-    task = kind.module(
-        network,
-        optimize,
-        label_smoothing=recipe.task.label_smoothing,
-        class_weights=_class_weights(recipe, data),
-    )
+    task = kind.module(network, optimize, **kind.options(recipe.task.model_dump(), data))
     kept = average.model.module if average is not None else network
     best = Best(kept, kind.metric, settings.patience) if settings.patience else None
     if best is not None and saved is not None:
@@ -352,12 +279,8 @@ def _train(
             "optimizer": task.optimizers(use_pl_optimizer=False).state_dict(),  # type: ignore[union-attr]
         }
 
-    validation = None
-    if data.val is not None:
-        held_out = Loader(data.val, data.preprocessing, 256, seed=0, workers=recipe.data.workers)
-
-        def validation() -> dict[str, float]:
-            return kind.evaluation(*outputs(kept, held_out, device)).metrics
+    def validation() -> dict[str, float]:
+        return kind.score(kept, data.val, data.preprocessing, device, workers=recipe.data.workers).metrics
 
     if not position.is_done(best):
         stream = Stream(loader, position.step, total, settings.channels_last)
@@ -365,8 +288,8 @@ def _train(
             position,
             run.folder,
             state,
-            kind.metric.name,
-            validation,
+            kind.metric,
+            validation if data.val is not None else None,
             best,
             settings.checkpoint_steps,
             settings.keep_checkpoints,
@@ -403,6 +326,7 @@ def _train(
         kept,
         data,
         spec=spec,
+        image=recipe.network.image,
         weights="best" if best is not None else "ema" if average is not None else "last",
         seed=recipe.seed,
         epochs=position.epoch,
@@ -410,18 +334,31 @@ def _train(
     )
 
 
-def _check_output(network: nn.Module, loader: Loader, classes: int, device: torch.device) -> None:
-    # One image through the network in evaluation mode: a wrong head is better found now than after an epoch.
-    images, _, _ = next(iter(loader))
+def _check_task(recipe: Recipe, network: nn.Module, loader: AnyLoader, data: AnyData, device: torch.device) -> None:
+    task = task_named(data.task)
+    task.options(recipe.task.model_dump(), data)
+    # One sample through the network in evaluation mode: a wrong head is better found now than after an epoch.
+    inputs: Inputs = next(iter(loader))[0]
+    one = each(inputs, lambda part: part[:1].to(device))
     network.to(device).eval()
     with torch.inference_mode():
-        logits = network(images[:1].to(device))
+        output = network(one)
     network.train()
-    if logits.ndim != 2 or logits.shape[1] != classes:
-        raise UsageError(
-            f"the network's output has shape {tuple(logits.shape)}, but the data has {classes} classes: "
-            f"expected (1, {classes})"
-        )
+    task.expect(data, one, output)
+
+
+def fitted(recipe: Recipe, data: AnyData, steps: int, steps_per_epoch: int) -> tuple[Recipe, AnyData]:
+    """The recipe and its data made to last about so many steps.
+
+    Where an epoch is a number of patches that can be chosen, it is made so short that there are ten of them: the
+    validation scores of a single epoch would show nothing.
+    """
+    if isinstance(data, DenoisingData) and steps < FEWEST_EPOCHS * steps_per_epoch:
+        steps_per_epoch = max(1, steps // FEWEST_EPOCHS)
+        data = dataclasses.replace(data, patches=steps_per_epoch * recipe.trainer.batch_size)
+        recipe = recipe.replace({"data.patches": data.patches})
+    epochs = max(1, steps // steps_per_epoch)
+    return recipe.replace({"trainer.epochs": epochs, "trainer.minutes": None}), data
 
 
 def _check_precision(recipe: Recipe, device: torch.device) -> None:
@@ -433,20 +370,7 @@ def _check_precision(recipe: Recipe, device: torch.device) -> None:
         log.warning("This processor has no bfloat16 instructions: trainer.precision=bf16 is emulated and slow here")
 
 
-def _class_weights(recipe: Recipe, data: ImageData) -> Tensor | None:
-    wanted = recipe.task.class_weights
-    if wanted is None:
-        return None
-    if wanted == "balanced":
-        assert data.train is not None
-        counts = torch.bincount(data.train.labels, minlength=len(data.classes)).float()
-        return counts.sum() / (len(counts) * counts)
-    if len(wanted) != len(data.classes):
-        raise UsageError(f"key 'task.class_weights': {len(wanted)} weights for {len(data.classes)} classes")
-    return torch.tensor(wanted)
-
-
-def step_seconds(recipe: Recipe, network: nn.Module, task: Task, loader: Loader, device: torch.device) -> float:
+def step_seconds(recipe: Recipe, network: nn.Module, task: Task, loader: AnyLoader, device: torch.device) -> float:
     """The median time of a training step, measured on a copy of the network for about three seconds."""
     trial = copy.deepcopy(network).to(device).train()
     optimizer = build_optimizer(trial, recipe.optimizer)
@@ -459,9 +383,9 @@ def step_seconds(recipe: Recipe, network: nn.Module, task: Task, loader: Loader,
     begin = time.perf_counter()
     while len(seconds) < 5 or (time.perf_counter() - begin < 3 and len(seconds) < 50):
         start = time.perf_counter()
-        images, target, _ = next(stream)
+        inputs, target, _ = next(stream)
         with torch.autocast(device.type, torch.bfloat16, enabled=lowered):
-            loss = module.loss(trial(images.to(device)), target.to(device))
+            loss = module.loss(trial(each(inputs, lambda part: part.to(device))), target.to(device))
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

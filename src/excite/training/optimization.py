@@ -74,6 +74,8 @@ def rate_factor(settings: Schedule, step: int, total_steps: int, steps_per_epoch
     progress = (step - warmup) / max(1.0, total_steps - warmup)
     if settings.name == "cosine":
         return 0.5 * (1 + math.cos(math.pi * progress))
+    if settings.name == "exponential":
+        return float(settings.final**progress)
     if settings.name == "step":
         return settings.gamma ** sum(step >= milestone * total_steps for milestone in settings.milestones)
     return 1.0

@@ -31,7 +31,8 @@ class Data(Section):
     """Where the images, or the scene, come from and how they enter the network."""
 
     path: str = "digits"
-    """A data spec: `digits`, `cifar10`, a folder or tar of class folders, `indian-pines`, `kind:PATH`."""
+    """A data spec: `digits`, `cifar10`, a folder or tar of class folders, `indian-pines`, `photographs`,
+    `denoising:FOLDER`, `digits-words`, `crossmodal:PATH`, `kind:PATH`."""
     test_path: str | None = None
     """The test images, where `path` does not hold them."""
     val_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -52,7 +53,7 @@ class Data(Section):
     """`random`: training pixels anywhere, as most papers have it (this); `disjoint`: no window of a test pixel holds
     a training pixel."""
     split_seed: Annotated[int, Field(ge=0)] | None = None
-    """Of the choice of the training pixels, apart from the run's own seed (0)."""
+    """Of the choice of the training pixels, or of the validation pairs, apart from the run's own seed (0)."""
     window: Positive | None = None
     """Side of the square around each pixel that the network sees, odd (25)."""
     components: Annotated[int, Field(ge=0)] | None = None
@@ -68,6 +69,29 @@ class Data(Section):
     """The file of the ground truth, where it is not found beside the scene or in its file."""
     variable: str | None = None
     """The scene's name in a `.mat` file of several arrays."""
+    # Of images for denoising; likewise.
+    degradation: str | None = None
+    """What spoils the images (`gaussian:25`): `gaussian:SIGMA` on the scale of 0 … 255, `poisson:PEAK`,
+    `jpeg:QUALITY`, `bicubic:FACTOR`, each with one value or a range `0-55`; several, with commas, take turns."""
+    channels: Literal[1, 3] | None = None
+    """Grey or colour (what the network was drawn for)."""
+    patch: Positive | None = None
+    """Side of the squares that are cut out for training (40)."""
+    patches: Positive | None = None
+    """How many of them make an epoch (as many as cover the images)."""
+    scales: tuple[Annotated[float, Field(gt=0, le=1)], ...] | None = None
+    """The images are cut at these sizes, too (1, 0.9, 0.8, 0.7)."""
+    noise_seed: Annotated[int, Field(ge=0)] | None = None
+    """Of the noise in validation and test images, apart from the run's own seed (0)."""
+    quantised: bool | None = None
+    """Whether the noisy image is clipped and rounded to 8 bits, as a file would hold it (false)."""
+    # Of pairs of images and texts; likewise.
+    text: str | None = None
+    """How strings become vectors: `tfidf`, `tfidf:N` with runs of up to N words, `sentence:MODEL` (tfidf)."""
+    text_dim: Positive | None = None
+    """The most terms that TF-IDF counts (5000)."""
+    standardise: bool | None = None
+    """Whether every number of a vector is brought to mean 0 and variance 1 over the training pairs (true)."""
 
 
 class Network(Section):
@@ -76,14 +100,24 @@ class Network(Section):
     spec: str = "resnet20"
     weights: str | None = None
     """What to start from: `imagenet`, fetched from where it is published, or a file of weights."""
+    image: str | None = None
+    """For retrieval from pictures: the spec of the network that looks at them, in front of `spec`."""
+    image_weights: str | None = None
+    """What that one starts from."""
 
 
 class Task(Section):
-    """The loss of classification, of images and of pixels."""
+    """The loss; of denoising it has no settings."""
 
     label_smoothing: Fraction = 0.0
     class_weights: Literal["balanced"] | tuple[float, ...] | None = None
     """`balanced`: inversely proportional to the class's share of the training samples."""
+    label: Annotated[float, Field(ge=0)] | None = None
+    """Retrieval: the weight of the loss in the label space (1)."""
+    alpha: Annotated[float, Field(ge=0)] | None = None
+    """Retrieval: the weight of the loss in the common space."""
+    beta: Annotated[float, Field(ge=0)] | None = None
+    """Retrieval: the weight of the distance between a pair's image and text."""
 
 
 class Optimizer(Section):
@@ -106,9 +140,9 @@ class Optimizer(Section):
 class Schedule(Section):
     """The learning rate over the run, as a factor on `optimizer.lr`."""
 
-    name: Literal["onecycle", "cosine", "step", "constant"] = "onecycle"
+    name: Literal["onecycle", "cosine", "exponential", "step", "constant"] = "onecycle"
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
-    """Linear warm-up before cosine, step and constant."""
+    """Linear warm-up before all but one-cycle."""
     host_frozen_epochs: Annotated[float, Field(ge=0)] = 0.0
     """For so long only the new parameters learn; those that came from `network.weights`, and the statistics of their
     batch norms, stay as they are."""
@@ -118,6 +152,8 @@ class Schedule(Section):
     """Step: the shares of the run at which the rate drops."""
     gamma: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Step: the factor of each drop."""
+    final: Annotated[float, Field(gt=0, lt=1)] = 1e-3
+    """Exponential: the factor at the end of the run."""
 
 
 class Augment(Section):
@@ -264,6 +300,12 @@ SCENE_KEYS = (
     "variable",
 )
 """The keys of :class:`Data` that are for hyperspectral scenes alone."""
+
+DENOISING_KEYS = ("degradation", "channels", "patch", "patches", "scales", "noise_seed", "quantised")
+"""The keys of :class:`Data` that are for denoising alone."""
+
+PAIR_KEYS = ("text", "text_dim", "standardise")
+"""The keys of :class:`Data` that are for pairs of images and texts alone."""
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:

@@ -15,13 +15,17 @@ import torch
 from torch import nn
 
 from excite.create import create
-from excite.data import ImageData, Preprocessing
+from excite.data import Preprocessing
+from excite.data.crossmodal import CrossmodalData
+from excite.data.crossmodal_inputs import Inputs
+from excite.data.denoising import DenoisingData
 from excite.data.hyperspectral import SceneData
 from excite.data.spectra import Spectra
 from excite.errors import ExciteError, UsageError
 from excite.files import sha256, write_atomically, write_json
 from excite.training import recipe as recipes
 from excite.training.recipe import Recipe
+from excite.training.recipe_data import AnyData, with_backbone
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,8 @@ class Run:
     """The folder of one training run.
 
     ``recipe.yaml``, ``metrics.csv``, ``checkpoints/``, and once it is finished ``model.safetensors`` and
-    ``model.json``; for a network of scenes ``spectra.safetensors`` beside them.
+    ``model.json``; for a network of scenes ``spectra.safetensors`` beside them, and for one of pairs
+    ``inputs.safetensors``.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -117,7 +122,8 @@ class Run:
         if network is None:
             if card["spec"] is None:
                 raise UsageError(f"{self.folder} trained a module of the user's own: pass one to load into.")
-            network = create(card["spec"], num_classes=len(card["classes"]), in_channels=card["in_channels"])
+            network = create(card["spec"], len(card["classes"]) or None, card["in_channels"])
+            with_backbone(network, card.get("image"))
         network.load_state_dict(self._tensors("model.safetensors", card["sha256"]))
         preprocessing: dict[str, Any] = card["preprocessing"]
         return Trained(
@@ -137,13 +143,21 @@ class Run:
             return None
         return Spectra.read(self._tensors("spectra.safetensors", card["scene"]["sha256"]))
 
+    @property
+    def inputs(self) -> Inputs | None:
+        """How images and texts become the network's input, for a network of pairs."""
+        card = self.card
+        if "inputs" not in card:
+            return None
+        return Inputs.read(self._tensors("inputs.safetensors", card["inputs"]["sha256"]))
+
     def _tensors(self, name: str, checksum: str) -> dict[str, torch.Tensor]:
         path = self.folder / name
         if not path.is_file() or sha256(path) != checksum:
             raise ExciteError(f"{path} is missing or damaged: its checksum is not the one in model.json.")
         return safetensors.torch.load_file(path)
 
-    def write_model(self, network: nn.Module, data: ImageData, *, spec: str | None, **more: Any) -> None:
+    def write_model(self, network: nn.Module, data: AnyData, *, spec: str | None, **more: Any) -> None:
         """Write the weights, then the card that says that the run is finished.
 
         Args:
@@ -165,6 +179,13 @@ class Run:
             "versions": versions(),
             **more,
         }
+        if isinstance(data, DenoisingData):
+            assert data.train is not None
+            card["degradation"] = str(data.train.degradation)
+        if isinstance(data, CrossmodalData):
+            path = self.folder / "inputs.safetensors"
+            write_atomically(path, safetensors.torch.save(data.tensors()))
+            card["inputs"] = {"name": data.name, "sha256": sha256(path)}
         if isinstance(data, SceneData):
             path = self.folder / "spectra.safetensors"
             write_atomically(path, safetensors.torch.save(data.spectra.tensors()))

@@ -21,9 +21,9 @@ from torch import nn
 from excite import timing
 from excite.analysis.statistics import Estimate, holm, mean_interval, paired_difference
 from excite.cost import cost
-from excite.create import create, for_window
-from excite.data import ImageData
+from excite.create import create
 from excite.data.cube import is_scene, same_scene
+from excite.data.denoising import DenoisingData, is_denoising
 from excite.errors import UsageError
 from excite.files import write_atomically, write_json
 from excite.report import wording
@@ -33,15 +33,15 @@ from excite.tasks import task_named
 from excite.training.fit import (
     check_freezing,
     fit,
+    fitted,
     fresh_parameters,
-    load_recipe_data,
     pick_device,
     starting_point,
     step_seconds,
-    training_loader,
 )
 from excite.training.optimization import host_factor
 from excite.training.recipe import SCENE_KEYS, Recipe, load
+from excite.training.recipe_data import AnyData, load_recipe_data, spec_for, training_loader
 from excite.training.run import Run, versions
 from excite.verbs.costs import speeds
 from excite.verbs.scores import fingerprint, overlap_of, score, scores_on_test
@@ -49,6 +49,8 @@ from excite.verbs.scores import fingerprint, overlap_of, score, scores_on_test
 log = logging.getLogger(__name__)
 
 Factory = Callable[[], nn.Module]
+PICTURE = 256
+"""Side of the picture, in pixels, that the costs of a denoising network are said for."""
 DEFAULT_SPECS = ("resnet20", "resnet20+se", "resnet20+sk")
 
 
@@ -64,7 +66,7 @@ class Entry:
 
 def compare(
     contestants: Sequence[str | Path] | Mapping[str, Factory] = DEFAULT_SPECS,
-    data: str | ImageData | None = None,
+    data: str | AnyData | None = None,
     *,
     test: str | None = None,
     seeds: int | Sequence[int] = 3,
@@ -118,7 +120,7 @@ def compare(
         raise UsageError(f"weights are for network specs: {who} weights of their own")
     if folders:
         return _compare_runs(folders, data, test, out, progress)
-    images = data if isinstance(data, ImageData) else None
+    images = None if isinstance(data, str) else data
     recipe = recipe or default_recipe(data if isinstance(data, str) else None, weights)
     start = None if isinstance(contestants, Mapping) else weights or recipe.network.weights
     if control and start:
@@ -130,17 +132,20 @@ def compare(
         changes |= {"trainer.epochs": epochs}
     recipe = recipe.replace(changes)
     builders = _builders(contestants)
-    images = images or load_recipe_data(recipe.data, progress)
+    if images is None:
+        first = recipe if isinstance(contestants, Mapping) else recipe.replace({"network.spec": next(iter(builders))})
+        images = load_recipe_data(first, progress)
     if images.test is None:
         raise UsageError(f"'{images.name}' has no test images; give them with --test-data")
-    classes, channels = len(images.classes), images.preprocessing.channels
-    size = images.preprocessing.size
-    builders = {name if build else str(for_window(name, size)): build for name, build in builders.items()}
+    classes, channels = len(images.classes) or None, images.preprocessing.channels
+    if recipe.network.image is not None:
+        raise UsageError("key 'network.image': networks for pairs are compared on vectors; train them one by one")
+    builders = {name if build else spec_for(name, images): build for name, build in builders.items()}
 
     folder = Path(out) if out else _default_folder(images.name, recipe, minutes)
-    recipe = _settled(folder, recipe, builders, classes, channels, images, len(chosen), minutes)
+    recipe, images = _settled(folder, recipe, builders, classes, channels, images, len(chosen), minutes)
 
-    shape = (channels, size, size)
+    shape = example_shape(images)
     factories = {name: build or partial(create, name, classes, channels) for name, build in builders.items()}
     roles = dict.fromkeys(builders, "contender") | {next(iter(builders)): "baseline"}
     if control:
@@ -181,6 +186,8 @@ def default_recipe(data: str | None, weights: str | Path | None = None) -> Recip
         return load("finetune").replace({"data.path": data} if data else {})
     if data is not None and is_scene(data):
         return load("hybridsn-indian-pines").replace({"data.path": data})
+    if data is not None and is_denoising(data):
+        return load("dncnn-s-25").replace({"data.path": data, "data.patches": None})
     name = {None: "digits", "digits": "digits", "cifar10": "cifar10", "cifar100": "cifar10"}.get(data, "default")
     return load(name)
 
@@ -213,13 +220,13 @@ def _settled(
     folder: Path,
     recipe: Recipe,
     builders: Mapping[str, Factory | None],
-    classes: int,
+    classes: int | None,
     channels: int,
-    images: ImageData,
+    images: AnyData,
     seeds: int,
     minutes: float | None,
-) -> Recipe:
-    """The recipe with every choice made, as the folder holds it or for it to hold."""
+) -> tuple[Recipe, AnyData]:
+    """The recipe with every choice made, as the folder holds it or for it to hold, and the data as it has it."""
     path = folder / "recipe.yaml"
     # Every spec is built once now: a wrong one is better refused before the first training than after the third.
     weights = recipe.network.weights
@@ -232,15 +239,17 @@ def _settled(
         if recipe.optimizer.host_factor is None:
             free["optimizer.host_factor"] = held.optimizer.host_factor
         if minutes is not None:
-            free["trainer.epochs"] = held.trainer.epochs
+            free |= {"trainer.epochs": held.trainer.epochs, "data.patches": held.data.patches}
         if recipe.replace(free) != held:
             raise UsageError(f"{folder} holds a comparison under another recipe: choose another folder with --out")
-        return held
+        if isinstance(images, DenoisingData) and held.data.patches is not None:
+            images = replace(images, patches=held.data.patches)
+        return held, images
     if minutes is not None:
         loader, device = training_loader(recipe, images), pick_device(recipe.trainer.device)
         task = task_named(images.task)
-        epoch = seeds * len(loader) * sum(step_seconds(recipe, network, task, loader, device) for network in networks)
-        recipe = recipe.replace({"trainer.epochs": max(1, int(60 * minutes / epoch))})
+        step = seeds * sum(step_seconds(recipe, network, task, loader, device) for network in networks)
+        recipe, images = fitted(recipe, images, int(60 * minutes / step), len(loader))
     fresh = [names for network in networks if (names := fresh_parameters(network)) is not None]
     if fresh:
         # One for all: what the networks have in common is to learn at the same rate, whatever is new beside it.
@@ -248,11 +257,17 @@ def _settled(
         recipe = recipe.replace({"optimizer.host_factor": factor})
     recipe = recipe.replace({"trainer.threads": recipe.trainer.threads or torch.get_num_threads()})
     recipe.write(path)
-    return recipe
+    return recipe, images
+
+
+def example_shape(images: AnyData) -> tuple[int, int, int]:
+    """(C, H, W) of the image that costs and latencies are said for: a network's input, or a picture of usual size."""
+    size = PICTURE if isinstance(images, DenoisingData) else images.preprocessing.size
+    return images.preprocessing.channels, size, size
 
 
 def _compare_runs(
-    runs: list[Run], data: str | ImageData | None, test: str | None, out: str | Path | None, progress: bool
+    runs: list[Run], data: str | AnyData | None, test: str | None, out: str | Path | None, progress: bool
 ) -> dict[str, Any]:
     groups: dict[str, dict[int, Run]] = {}
     for run in runs:
@@ -265,7 +280,7 @@ def _compare_runs(
     _check_scenes(runs, data)
     first = runs[0].recipe
     changes = {} if not isinstance(data, str) else {"data.path": data, "data.test_path": test}
-    images = data if isinstance(data, ImageData) else load_recipe_data(first.replace(changes).data, progress)
+    images = load_recipe_data(first.replace(changes), progress) if data is None or isinstance(data, str) else data
     if images.test is None:
         raise UsageError(f"'{images.name}' has no test images; give them with --test-data")
     notes = []
@@ -275,7 +290,7 @@ def _compare_runs(
     dropped = sum(len(group) for group in groups.values()) - len(common) * len(groups)
     if dropped:
         notes.append(f"{dropped} runs were left out: their seed is not there for every network.")
-    classes, channels = len(images.classes), images.preprocessing.channels
+    classes, channels = len(images.classes) or None, images.preprocessing.channels
     entries = []
     for position, (name, group) in enumerate(groups.items()):
         for seed in common:
@@ -286,19 +301,22 @@ def _compare_runs(
     return _report(folder, entries, images, common, first, notes, progress)
 
 
-def _check_scenes(runs: Sequence[Run], data: str | ImageData | None) -> None:
-    """Refuse runs of scenes that were not trained on the same pixels, seen in the same way.
+def _check_scenes(runs: Sequence[Run], data: str | AnyData | None) -> None:
+    """Refuse runs of several tasks, or of scenes that were not trained on the same pixels, seen in the same way.
 
     Raises:
         UsageError: what one was trained on would be another's test, or would not even fit it.
     """
-    scenes = [run for run in runs if run.card["task"] == "hyperspectral"]
-    if not scenes:
-        return
     first = runs[0]
     for run in runs:
-        if run not in scenes:
-            raise UsageError(f"{run.folder} was trained on images and {scenes[0].folder} on a scene: compare either")
+        if run.card["task"] != first.card["task"]:
+            raise UsageError(
+                f"{first.folder} was trained for {first.card['task']} and {run.folder} for {run.card['task']}: "
+                "compare runs of the same task"
+            )
+    if first.card["task"] != "hyperspectral":
+        return
+    for run in runs:
         for key in ("path", *SCENE_KEYS):
             one, other = (getattr(item.recipe.data, key) for item in (first, run))
             if one != other and not (key == "path" and same_scene(one, other)):
@@ -317,7 +335,7 @@ def _comparable(recipe: Recipe) -> dict[str, Any]:
     return recipe.model_dump(mode="json", exclude={"network": {"spec"}, "seed": True})
 
 
-def _score_start(run: Run, recipe: Recipe, images: ImageData) -> None:
+def _score_start(run: Run, recipe: Recipe, images: AnyData) -> None:
     """Score what a run starts from on the test images, once, and keep it in the run's folder."""
     if _start_score(run, images) is not None:
         return
@@ -328,7 +346,7 @@ def _score_start(run: Run, recipe: Recipe, images: ImageData) -> None:
     write_json(run.folder / "start.json", content)
 
 
-def _start_score(run: Run, images: ImageData) -> float | None:
+def _start_score(run: Run, images: AnyData) -> float | None:
     """What a run started from scored on these images, or None where that is not known."""
     with contextlib.suppress(OSError, ValueError, KeyError):
         kept = json.loads((run.folder / "start.json").read_text())
@@ -337,13 +355,13 @@ def _start_score(run: Run, images: ImageData) -> float | None:
     return None
 
 
-def _start_scores(runs: list[Run], images: ImageData) -> list[float] | None:
+def _start_scores(runs: list[Run], images: AnyData) -> list[float] | None:
     found = [_start_score(run, images) for run in runs]
     known = [value for value in found if value is not None]
     return known if len(known) == len(runs) else None
 
 
-def _control(folder: Path, builders: Mapping[str, Factory], classes: int, shape: tuple[int, int, int]) -> str:
+def _control(folder: Path, builders: Mapping[str, Factory], classes: int | None, shape: tuple[int, int, int]) -> str:
     """The baseline's spec, widened until one image takes as long as with the slowest contestant.
 
     The choice is kept in the folder: measured again it might come out otherwise, and its runs would be lost.
@@ -375,7 +393,7 @@ def _control(folder: Path, builders: Mapping[str, Factory], classes: int, shape:
 def _report(
     folder: Path,
     entries: list[Entry],
-    images: ImageData,
+    images: AnyData,
     seeds: list[int],
     recipe: Recipe,
     notes: list[str] | None = None,
@@ -384,9 +402,10 @@ def _report(
     task = task_named(images.task)
     metric = task.metric
     notes = [*(notes or []), *_overlap_note(images)]
-    shape = (images.preprocessing.channels, images.preprocessing.size, images.preprocessing.size)
+    shape = example_shape(images)
     assert images.test is not None
-    blocks = None if images.test.blocks is None else images.test.blocks.numpy()
+    patches = getattr(images.test, "blocks", None)  # of ground: pictures for denoising have none
+    blocks = None if patches is None else patches.numpy()
     scores = {entry.name: np.stack([scores_on_test(run, images, None) for run in entry.runs]) for entry in entries}
     starts = {entry.name: _start_scores(entry.runs, images) for entry in entries}
     measured = _measured(folder, entries, shape, progress)
@@ -446,7 +465,7 @@ def _report(
     return comparison | {"folder": str(folder)}
 
 
-def _overlap_note(images: ImageData) -> list[str]:
+def _overlap_note(images: AnyData) -> list[str]:
     shared = overlap_of(images)
     if shared is None or not shared.windows:
         return []

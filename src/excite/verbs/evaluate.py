@@ -14,14 +14,19 @@ from torch import nn
 
 from excite.create import create
 from excite.data import ImageData, Preprocessing, Split, load_data
+from excite.data.crossmodal import CrossmodalData, is_crossmodal
 from excite.data.cube import is_scene
+from excite.data.denoising import DenoisingData, is_denoising
 from excite.data.hyperspectral import SceneData
 from excite.data.load import adjusted
 from excite.errors import UsageError, nearest
 from excite.training.bars import bar
 from excite.training.fit import pick_device
+from excite.training.recipe_data import AnyData
 from excite.training.run import Run
 from excite.verbs import scores
+from excite.verbs.evaluate_denoising import evaluate_denoising
+from excite.verbs.evaluate_retrieval import evaluate_retrieval
 from excite.verbs.evaluate_scene import evaluate_scene
 from excite.weights.base import Origin
 from excite.weights.fetch import resolve
@@ -30,7 +35,7 @@ from excite.weights.published import imagenet_classes, imagenet_synsets, known_c
 
 def evaluate(
     source: str | Path | nn.Module,
-    data: str | ImageData,
+    data: str | AnyData,
     *,
     test: str | None = None,
     weights: str | Path | None = None,
@@ -45,11 +50,16 @@ def evaluate(
     ground_truth: str | None = None,
     mc_dropout: int = 0,
     out: str | Path | None = None,
+    degradation: str | None = None,
+    noise_seed: int | None = None,
+    quantised: bool | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Score a network on the test images of a set, or on the test pixels of a hyperspectral scene.
+    """Score a network on the test images of a set, the test pixels of a scene, noisy pictures, or pairs.
 
-    For scenes see :func:`excite.verbs.evaluate_scene.evaluate_scene`; what follows is of images.
+    For hyperspectral scenes see :func:`excite.verbs.evaluate_scene.evaluate_scene`, for denoising
+    :func:`excite.verbs.evaluate_denoising.evaluate_denoising`, for pairs of images and texts
+    :func:`excite.verbs.evaluate_retrieval.evaluate_retrieval`; what follows is of images with classes.
 
     Of a set that is not split, these are the fifth of each class that training holds out as well, so that a run is
     never scored on images that it has learned from; for a spec with weights from elsewhere they are all images.
@@ -77,6 +87,9 @@ def evaluate(
         ground_truth: of scenes: a file of labels, where it is not found.
         mc_dropout: of scenes: how often to ask with dropout left on, for a map of uncertainty.
         out: of scenes: where that map goes.
+        degradation: of denoising: what spoils the pictures, such as ``gaussian:25``.
+        noise_seed: of denoising: which noise.
+        quantised: of denoising: whether the noisy pictures are rounded to 8 bits.
         progress: show bars on stderr.
 
     Returns:
@@ -96,9 +109,32 @@ def evaluate(
         "resize": resize,
         "interpolation": interpolation,
     }
+    of_scenes = {"ground_truth": ground_truth, "mc_dropout": mc_dropout or None, "out": out}
+    of_denoising: dict[str, Any] = {"degradation": degradation, "noise_seed": noise_seed, "quantised": quantised}
+    if isinstance(data, DenoisingData) or (isinstance(data, str) and is_denoising(data)):
+        refuse_options(wishes | {"per_class": per_class or None}, data, "is for denoising", "images with classes")
+        refuse_options(of_scenes, data, "is for denoising", "hyperspectral scenes")
+        return evaluate_denoising(
+            source,
+            data,
+            test=test,
+            weights=weights,
+            **of_denoising,
+            broken=broken,
+            device=device,
+            progress=progress,
+        )
+    if isinstance(data, CrossmodalData) or (isinstance(data, str) and is_crossmodal(data)):
+        images_only = wishes | {"per_class": per_class or None, "weights": weights}
+        refuse_options(images_only, data, "holds pairs of images and texts", "images with classes")
+        refuse_options(of_scenes, data, "holds pairs of images and texts", "hyperspectral scenes")
+        refuse_options(of_denoising, data, "holds pairs of images and texts", "denoising")
+        return evaluate_retrieval(source, data, test=test, broken=broken, device=device, progress=progress)
     if isinstance(data, SceneData) or (isinstance(data, str) and is_scene(data)):
         unused = None if broken == "skip" else broken
-        refuse_image_options(wishes | {"test": test, "weights": weights, "broken": unused}, data)
+        images_only = wishes | {"test": test, "weights": weights, "broken": unused}
+        refuse_options(images_only, data, "is a hyperspectral scene", "images")
+        refuse_options(of_denoising, data, "is a hyperspectral scene", "denoising")
         return evaluate_scene(
             source,
             data,
@@ -109,10 +145,8 @@ def evaluate(
             per_class=per_class,
             progress=progress,
         )
-    if mc_dropout or out is not None or ground_truth is not None:
-        raise UsageError(
-            "mc_dropout, out and ground_truth are for hyperspectral scenes, and these are images: leave them out."
-        )
+    refuse_options(of_scenes, data, "holds images with classes", "hyperspectral scenes")
+    refuse_options(of_denoising, data, "holds images with classes", "denoising")
     channels = data.preprocessing.channels if isinstance(data, ImageData) else None
     opened = open_network(source, weights, channels, progress)
     if isinstance(data, ImageData):
@@ -142,15 +176,21 @@ def evaluate(
     return result
 
 
-def refuse_image_options(given: Mapping[str, Any], data: str | ImageData) -> None:
-    """Refuse what makes no sense for a scene.
+def refuse_options(given: Mapping[str, Any], data: str | AnyData, what: str, others: str) -> None:
+    """Refuse what makes no sense for data of a kind.
+
+    Args:
+        given: options by name, None where they were not given.
+        data: what is to be evaluated on.
+        what: of what kind it is.
+        others: what the options are for.
 
     Raises:
-        UsageError: an option of images was given.
+        UsageError: an option of another kind of data was given.
     """
     if named := [name for name, value in given.items() if value is not None]:
-        what = data if isinstance(data, str) else data.name
-        raise UsageError(f"{what} is a hyperspectral scene, and {named[0]} is an option for images: leave it out.")
+        name = data if isinstance(data, str) else data.name
+        raise UsageError(f"{name} {what}, and {named[0]} is an option for {others}: leave it out.")
 
 
 # --- the network ---------------------------------------------------------------------------------------------------
@@ -197,12 +237,16 @@ def open_network(
     check_source(source, weights)
     if weights is None:
         trained = Run.open(source).load()
-        if trained.task != "classification":
+        if trained.task == "hyperspectral":
             raise UsageError(f"{source} was trained on a hyperspectral scene, not on images: give it a scene.")
+        if trained.task == "denoising":
+            raise UsageError(f"{source} was trained to denoise: name the data denoising:FOLDER, of clean pictures.")
+        if trained.task == "retrieval":
+            raise UsageError(f"{source} was trained on pairs: name the data crossmodal:PATH, of images and texts.")
         return Opened(trained.network, "run", trained.classes, trained.preprocessing)
     path, published = resolve(str(source), weights, progress)
     known = known_preprocessing(path) or (published.preprocessing if published else None)
-    network = create(str(source), in_channels=channels or (known.channels if known else 3), weights=path)
+    network = create(str(source), in_channels=channels or (known.channels if known else None), weights=path)
     origin = network.origin
     assert isinstance(origin, Origin)
     classes = known_classes(path) or origin.classes

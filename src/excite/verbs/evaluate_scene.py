@@ -19,15 +19,15 @@ from excite.deploy.scene_map import SceneMap, map_scene
 from excite.errors import UsageError
 from excite.files import check_writable
 from excite.report.scene import confusion_picture, uncertainty_picture
-from excite.tasks import task_named
+from excite.tasks.hyperspectral import evaluation
 from excite.training.bars import bar
-from excite.training.fit import load_recipe_scene, pick_device
+from excite.training.fit import pick_device
+from excite.training.recipe_data import load_recipe_scene
 from excite.training.run import Run, Trained
 from excite.verbs import scores
 from excite.verbs.files_of_maps import write_array, write_picture
 
 log = logging.getLogger(__name__)
-TASK = task_named("hyperspectral")
 SINGLE_ANSWERS = 5
 SUFFIXES = (".png", ".npy")
 
@@ -162,7 +162,7 @@ def _uncertainty(asked: SceneMap, scene: SceneData, passes: int) -> dict[str, An
     said = torch.from_numpy(asked.labels[rows, columns].astype(np.int64))
     entropy: NDArray[np.float32] = asked.entropy[rows, columns]
     wrong = (said != labels).numpy()
-    metrics = TASK.evaluation(_certain(said, len(scene.classes)), labels).metrics
+    metrics = evaluation(_certain(said, len(scene.classes)), labels).metrics
     return {
         "passes": passes,
         "metrics": {name: value for name, value in metrics.items() if name != "loss"},

@@ -5,57 +5,60 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import safetensors.numpy
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from excite.analysis.overlap import Overlap, Range, accuracy_by_distance, overlap
-from excite.data import ImageData, Loader, Preprocessing, Split
+from excite.data import Preprocessing, Split
+from excite.data.crossmodal import CrossmodalSplit
+from excite.data.denoising import DenoisingSplit
 from excite.data.hyperspectral import SceneData, Windows
-from excite.data.load import SMALL
+from excite.deploy.denoise import Denoiser
 from excite.deploy.scene_map import logits_at
 from excite.errors import ExciteError, UsageError
 from excite.files import write_atomically, write_json
-from excite.tasks import classification, task_named
+from excite.tasks import denoising, hyperspectral, task_named
 from excite.tasks.base import Evaluation
 from excite.training.bars import Step
 from excite.training.fit import pick_device
+from excite.training.recipe_data import AnyData
 from excite.training.run import Run
-
-BATCH = 256
-BATCH_OF_PHOTOS = 32  # the first feature map of 256 images of 224×224 takes 0.8 GB
 
 
 def score(
     network: nn.Module,
-    split: Split,
+    split: Split | DenoisingSplit | CrossmodalSplit,
     preprocessing: Preprocessing,
     task: str = "classification",
     device: str = "auto",
     step: Step | None = None,
 ) -> Evaluation:
-    """Evaluate on one split, in its order; ``step`` is called with (batches done, in all)."""
-    evaluation = task_named(task).evaluation
-    if isinstance(split.images, Windows):
-        windows, where = split.images, pick_device(device)
+    """Evaluate on one split, in its order; ``step`` is called with (done, in all)."""
+    where = pick_device(device)
+    if isinstance(split, DenoisingSplit):
+        return score_pictures(network, split, where, step)
+    if isinstance(split, Split) and isinstance(split.images, Windows):
+        windows = split.images
         said = logits_at(network, windows.padded, windows.positions, windows.window, where, progress=step)
-        return evaluation(said, split.labels)
-    batches = Loader(split, preprocessing, BATCH if preprocessing.size <= SMALL else BATCH_OF_PHOTOS, seed=0)
-
-    def counted() -> Iterator[classification.Batch]:
-        for done, batch in enumerate(batches, start=1):
-            yield batch
-            if step:
-                step(done, len(batches))
-
-    return evaluation(*classification.outputs(network, counted(), pick_device(device)))
+        return hyperspectral.evaluation(said, split.labels)
+    return task_named(task).score(network, split, preprocessing, where, step=step)
 
 
-def overlap_of(data: ImageData) -> Overlap | None:
+def score_pictures(
+    network: nn.Module, split: DenoisingSplit, device: torch.device, step: Step | None = None
+) -> Evaluation:
+    """Evaluate on noisy pictures, large ones in tiles."""
+    denoise = Denoiser(network, device=device)
+    return denoising.score_pairs(lambda noisy: torch.from_numpy(denoise(noisy)), split, step=step)
+
+
+def overlap_of(data: AnyData) -> Overlap | None:
     """What the test pixels of a scene share with its training pixels; None for anything else."""
     if not isinstance(data, SceneData) or not data.train or not data.test:
         return None
@@ -117,8 +120,8 @@ def per_class(scored: Evaluation, classes: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def scores_on_test(run: Run, images: ImageData, build: Callable[[], nn.Module] | None) -> NDArray[np.float32]:
-    """The per-image test scores of a finished run, kept beside it so that a second comparison need not compute them.
+def scores_on_test(run: Run, images: AnyData, build: Callable[[], nn.Module] | None) -> NDArray[np.float32]:
+    """The per-sample test scores of a finished run, kept beside it so that a second comparison need not compute them.
 
     Args:
         run: a finished run.
@@ -140,19 +143,20 @@ def scores_on_test(run: Run, images: ImageData, build: Callable[[], nn.Module] |
                 return scores
     trained = run.load(build() if build else None)
     scored = score(trained.network, images.test, trained.preprocessing, images.task, run.recipe.trainer.device)
-    arrays = {"scores": scored.scores, "predictions": scored.details["predictions"]}
+    arrays = {"scores": scored.scores}
+    if "predictions" in scored.details:
+        arrays["predictions"] = scored.details["predictions"]
     write_atomically(kept, safetensors.numpy.save(arrays))
     write_json(summary, {"metrics": scored.metrics, "count": scored.count, "fingerprint": wanted})
     return scored.scores
 
 
-def fingerprint(images: ImageData, weights: str) -> str:
+def fingerprint(images: AnyData, weights: str) -> str:
     """What scores on the test images hang on: the images, and the weights by their checksum."""
     split = images.test
     if split is None:
         raise ExciteError(f"'{images.name}' has no test images.")
     digest = hashlib.sha256(weights.encode())
     digest.update(images.name.encode())
-    digest.update(split.labels.numpy().tobytes())
-    digest.update("\n".join(split.names).encode())
+    digest.update(split.key())
     return digest.hexdigest()

@@ -7,8 +7,9 @@ from typing import Any
 
 from excite.errors import UsageError
 from excite.tasks import task_named
-from excite.training.fit import fit, load_recipe_data, new_folder
+from excite.training.fit import fit, new_folder
 from excite.training.recipe import Recipe
+from excite.training.recipe_data import load_recipe_data
 from excite.training.run import Run
 from excite.verbs.scores import scores_on_test
 
@@ -44,7 +45,7 @@ def train(
     else:
         assert recipe is not None
         run = Run(out or new_folder(recipe))
-    data = load_recipe_data(recipe.data, progress)
+    data = load_recipe_data(recipe, progress)
     title = recipe.network.spec if progress else None
     run = fit(recipe, run.folder, data=data, resume=resume is not None, title=title)
     card = run.card
