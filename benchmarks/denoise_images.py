@@ -140,10 +140,8 @@ def once(spec: str, side: int, threads: int) -> dict[str, Any]:
             plain = rows.get(PLAIN, {}).get("seconds")
             row["times_as_fast"] = None if plain is None else plain / row["seconds"]
             times = "–" if plain is None else f"{row['times_as_fast']:.2f}"
-            print(
-                f"| {side:,}² | {setting} | {way} | {row['seconds']:.1f} | {times} | {row['peak_bytes'] / 1e6:,.0f} |",
-                flush=True,
-            )
+            memory = f"{row['peak_bytes'] / 1e6:,.0f}"
+            print(f"| {side:,}² | {setting} | {way} | {row['seconds']:.1f} | {times} | {memory} |", flush=True)
         result[setting] = rows
     return result
 

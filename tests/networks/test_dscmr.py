@@ -86,13 +86,15 @@ def test_cost():
     assert found.parameters == sum(p.numel() for p in network.parameters())
 
 
-def test_dropout_is_of_training_alone():
-    network = create(f"{SMALL},dropout=0.5", 3)
+@pytest.mark.parametrize(("argument", "shares"), [("dropout", [0, *[0.5] * 4]), ("input_dropout", [0.5, *[0] * 4])])
+def test_dropout_is_of_training_alone(argument, shares):
+    network = create(f"{SMALL},{argument}=0.5", 3)
     given = pairs()
     assert not torch.equal(network(given)[0], network(given)[0])
+    assert not torch.equal(network(given)[1], network(given)[1])
     network.eval()
     assert torch.equal(network(given)[0], network(given)[0])
-    assert [module.p for module in network.modules() if isinstance(module, nn.Dropout)] == [0.5] * 4
+    assert [module.p for module in network.modules() if isinstance(module, nn.Dropout)] == shares
 
 
 def test_with_a_backbone_for_pictures():
@@ -131,8 +133,9 @@ def test_other_pairs_are_refused(given, message):
 def test_the_arguments_of_a_spec():
     table = DSCMRTable()
     assert adjusted(table) == table
-    expected = DSCMRTable(image_dim=128, text_dim=100, hidden=(512, 256), dim=64, dropout=0.5)
-    assert adjusted(table, image_dim=128, text_dim=100, hidden="512x256", dim=64, dropout=0.5) == expected
+    expected = DSCMRTable(128, 100, (512, 256), 64, dropout=0.5, input_dropout=0.2)
+    given = {"image_dim": 128, "text_dim": 100, "hidden": "512x256", "dim": 64, "dropout": 0.5, "input_dropout": 0.2}
+    assert adjusted(table, **given) == expected
     assert adjusted(expected, dropout=0.0).dropout == 0
     assert isinstance(dscmr(expected), DSCMR)
 
@@ -144,12 +147,13 @@ def test_the_arguments_of_a_spec():
         ("dscmr:text_dim=-3", r"text_dim is a number of dimensions, 1 to 65536, not -3"),
         ("dscmr:dim=65537", r"dim is a number of dimensions, 1 to 65536, not 65537"),
         ("dscmr:dropout=1", r"at least 0 and below 1, not 1.0"),
+        ("dscmr:input_dropout=-0.1", r"input_dropout is a share, at least 0 and below 1, not -0.1"),
         ("dscmr:hidden=wide", r"such as 2048 or 1024x512, not 'wide'"),
         ("dscmr:hidden=512x", r"such as 2048 or 1024x512, not '512x'"),
         ("dscmr:hidden=0", r"hidden is widths of 1 to 65536, not 0"),
         ("dscmr:hidden=99999", r"hidden is widths of 1 to 65536, not 99999"),
         ("dscmr:image_dim=0.5", r"image_dim=0.5: expected a whole number"),
-        ("dscmr:units=3", r"its arguments are image_dim, text_dim, hidden, dim, dropout"),
+        ("dscmr:units=3", r"its arguments are image_dim, text_dim, hidden, dim, dropout, input_dropout"),
         ("dscmr+se", r"put them into its image backbone"),
         ("dscmr+sk", r"put them into its image backbone"),
         ("dscmr+se:init=identity", r"put them into its image backbone"),

@@ -154,7 +154,7 @@ def test_the_command_prints_the_figures(run: Run, folder: Path) -> None:
     assert result["images"] == len(result["per_image"]) == 2
 
 
-def test_networks_are_compared_in_decibels(folder: Path, tmp_path: Path) -> None:
+def test_networks_are_compared_in_decibels(folder: Path, tmp_path: Path, no_timing) -> None:
     recipe = load("dncnn-s-25").replace(
         {
             "data": {"degradation": "gaussian:40", "patch": 16, "patches": 64},

@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import typer
 
-from excite.cli import compare, cost, evaluate, networks, predict, recipes, train
+from excite.cli import compare, cost, evaluate, index, networks, predict, recipes, search, train
 from excite.errors import ExciteError
 
 app = typer.Typer(
@@ -19,7 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for verb in (compare, train, evaluate, predict, cost, networks, recipes):
+for verb in (compare, train, evaluate, predict, index, search, cost, networks, recipes):
     app.command(name=verb.NAME)(verb.run)
 
 

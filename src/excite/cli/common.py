@@ -22,7 +22,7 @@ Data = Annotated[
     typer.Option(
         "--data",
         help="digits, cifar10, cifar100, a folder or tar of class folders, indian-pines, a scene's file, "
-        "photographs, or denoising:FOLDER.",
+        "photographs, denoising:FOLDER, digits-words, or crossmodal:PATH.",
         show_default=False,
     ),
 ]

@@ -36,7 +36,7 @@ def run(
         typer.Option(
             "--data",
             help="digits, cifar10, cifar100, a folder or tar of class folders, a hyperspectral scene, "
-            "photographs, or denoising:FOLDER.",
+            "photographs, denoising:FOLDER, digits-words, or crossmodal:PATH.",
         ),
     ],
     test_data: TestData = None,
@@ -120,8 +120,9 @@ def run(
         print_json(result)
         return
     console = Console(highlight=False)
+    width = max(5, *map(len, result["metrics"]))
     for name, value in result["metrics"].items():
-        console.print(f"{name:>5}  {_said(name, value)}")
+        console.print(f"{name:>{width}}  {_said(name, value)}")
     console.print(f"{result['count']} {result['samples']}")
     if noisy := result.get("noisy"):
         figures = ", ".join(f"{name} {_said(name, value)}" for name, value in noisy.items())

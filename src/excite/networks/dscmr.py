@@ -36,6 +36,7 @@ class DSCMR(nn.Module):
         shared: the last layer of both branches.
         classifier: P.
         backbone: pictures (N, C, H, W) → (N, image_dim); None where images are vectors.
+        input_dropout: share of the numbers of both vectors that is left out in training.
 
     Attributes:
         image_dim, text_dim: the lengths of the vectors that the branches take.
@@ -53,9 +54,11 @@ class DSCMR(nn.Module):
         shared: nn.Linear,
         classifier: nn.Linear,
         backbone: nn.Module | None = None,
+        input_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.backbone = backbone
+        self.input_dropout = nn.Dropout(input_dropout)
         self.image, self.text, self.shared, self.classifier = image, text, shared, classifier
         self.image_dim, self.text_dim, self.dim = _length(image), _length(text), shared.out_features
         self.input_shape = (self.image_dim + self.text_dim, 1, 1) if backbone is None else None
@@ -75,7 +78,7 @@ class DSCMR(nn.Module):
                 f"this network was built for {what} of {length} numbers, (N, {length}), but got "
                 f"{tuple(vectors.shape)}: build it with {argument}= of the {what}"
             )
-        points: Tensor = self.shared(branch(vectors))
+        points: Tensor = self.shared(branch(self.input_dropout(vectors)))
         return points
 
     def forward(self, pairs: Pairs | Tensor) -> Points:
@@ -145,6 +148,7 @@ def dscmr(
         nn.Linear(width, table.dim),
         nn.Linear(table.dim, num_classes, bias=False),
         image,
+        table.input_dropout,
     )
 
 
@@ -176,6 +180,7 @@ def adjusted(
     hidden: str | None = None,
     dim: int | None = None,
     dropout: float | None = None,
+    input_dropout: float | None = None,
 ) -> DSCMRTable:
     """The table with the arguments of a spec.
 
@@ -185,6 +190,7 @@ def adjusted(
         hidden: widths of the layers that each branch has of its own, such as ``2048`` or ``1024x512``.
         dim: of the common space.
         dropout: after each of them, at least 0 and below 1.
+        input_dropout: of the numbers of both vectors, likewise.
 
     Raises:
         ValueError: something that is out of bounds.
@@ -192,8 +198,9 @@ def adjusted(
     for name, value in (("image_dim", image_dim), ("text_dim", text_dim), ("dim", dim)):
         if value is not None and not 1 <= value <= MOST:
             raise ValueError(f"{name} is a number of dimensions, 1 to {MOST}, not {value}")
-    if dropout is not None and not 0 <= dropout < 1:
-        raise ValueError(f"dropout is a share, at least 0 and below 1, not {dropout}")
+    for name, share in (("dropout", dropout), ("input_dropout", input_dropout)):
+        if share is not None and not 0 <= share < 1:
+            raise ValueError(f"{name} is a share, at least 0 and below 1, not {share}")
     return replace(
         table,
         image_dim=image_dim or table.image_dim,
@@ -201,6 +208,7 @@ def adjusted(
         hidden=table.hidden if hidden is None else _widths(hidden),
         dim=dim or table.dim,
         dropout=table.dropout if dropout is None else dropout,
+        input_dropout=table.input_dropout if input_dropout is None else input_dropout,
     )
 
 

@@ -240,6 +240,7 @@ class DSCMRTable:
         hidden: widths of the layers that each branch has of its own.
         dim: of the common space.
         dropout: after each hidden layer; the paper has none.
+        input_dropout: of the numbers of both vectors; the paper has none.
         classes: of the set that the table is for.
     """
 
@@ -248,6 +249,7 @@ class DSCMRTable:
     hidden: tuple[int, ...] = (2048,)
     dim: int = 1024
     dropout: float = 0.0
+    input_dropout: float = 0.0
     classes: int = 10
 
     @property

@@ -341,8 +341,14 @@ def _check_task(recipe: Recipe, network: nn.Module, loader: AnyLoader, data: Any
     inputs: Inputs = next(iter(loader))[0]
     one = each(inputs, lambda part: part[:1].to(device))
     network.to(device).eval()
-    with torch.inference_mode():
-        output = network(one)
+    try:
+        with torch.inference_mode():
+            output = network(one)
+    except (TypeError, ValueError, RuntimeError) as error:
+        if isinstance(one, Tensor):
+            raise
+        reason = str(error).partition("\n")[0]
+        raise UsageError(f"the network cannot take a pair of an image and a text ({reason}): take dscmr") from error
     network.train()
     task.expect(data, one, output)
 

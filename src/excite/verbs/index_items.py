@@ -1,0 +1,165 @@
+"""What an index is made of: pictures in a folder, rows of a CSV file, lines of a text file."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from excite.data.folder import FolderFiles
+from excite.data.images import SUFFIXES, is_image_name
+from excite.errors import ExciteError, UsageError, nearest
+
+Kind = Literal["image", "text"]
+KINDS: tuple[Kind, ...] = ("image", "text")
+
+_LONGEST_TEXT = 1 << 24  # characters
+_EXPECTED = "a folder of images, an image, a CSV file with the columns file and text, or a .txt file of texts"
+
+
+@dataclass(frozen=True)
+class Item:
+    """A picture or a text.
+
+    Attributes:
+        kind: ``image`` or ``text``.
+        path: the picture, absolute; of a text the picture that it was given for, or None.
+        text: the text; of a picture the first one that was given for it, or None.
+        size: of the picture's file when it was read, in bytes, to see whether it has changed since; None of a text.
+        changed: likewise, when it was last written, in nanoseconds.
+    """
+
+    kind: Kind
+    path: str | None
+    text: str | None
+    size: int | None = None
+    changed: int | None = None
+
+    @property
+    def key(self) -> tuple[str | None, str | None]:
+        """What an index holds once: a picture by its path, a text by its words and its picture."""
+        return (self.path, None) if self.kind == "image" else (self.path, self.text)
+
+    def renews(self, known: Item) -> bool:
+        """Whether this takes the place of an item with the same key: its file has changed, or it has a text now."""
+        return (self.size, self.changed) != (known.size, known.changed) or self.text not in (None, known.text)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What there is to be indexed.
+
+    Attributes:
+        items: each once, pictures first.
+        errors: files that are named but cannot be found, each with what is wrong.
+    """
+
+    items: list[Item]
+    errors: list[tuple[str, str]]
+
+
+def find_items(path: str | Path) -> Found:
+    """The items of a folder or file.
+
+    A folder is searched for pictures, in folders inside too; what is hidden is left out. A row of a CSV file that has
+    both a file and a text is two items, a picture and a text, that know of each other.
+
+    Raises:
+        UsageError: no such path, nothing in it to be indexed, or a CSV file without the columns.
+        ExciteError: it cannot be read.
+    """
+    path = Path(path)
+    pairs: list[tuple[str | None, str | None]]
+    if path.is_dir():
+        pairs = [(str(file), None) for file in _pictures(path)]
+    elif not path.exists():
+        raise UsageError(f"There is no {path}: expected is {_EXPECTED}.")
+    elif path.suffix.lower() == ".csv":
+        pairs = list(_rows(path))
+    elif path.suffix.lower() == ".txt":
+        pairs = [(None, line) for line in _lines(path)]
+    elif is_image_name(path.name):
+        pairs = [(str(path), None)]
+    else:
+        raise UsageError(f"{path} cannot be indexed: expected is {_EXPECTED}.")
+    if not pairs:
+        raise UsageError(f"{path} holds nothing to be indexed: expected is {_EXPECTED}.")
+    return _items(pairs)
+
+
+def _items(pairs: list[tuple[str | None, str | None]]) -> Found:
+    pictures: dict[str, Item] = {}
+    texts: dict[tuple[str | None, str | None], Item] = {}
+    errors: dict[str, str] = {}
+    for file, text in pairs:
+        # Absolute, but with its links as they are: what they lead to may be named by a number.
+        place = None if file is None else os.path.abspath(file)
+        if place is not None and place not in pictures and place not in errors:
+            try:
+                found = os.stat(place)
+                pictures[place] = Item("image", place, text, found.st_size, found.st_mtime_ns)
+            except OSError as error:
+                errors[place] = (error.strerror or str(error)).lower()
+        if text is not None:
+            item = Item("text", place, text)
+            texts.setdefault(item.key, item)
+    return Found([*pictures.values(), *texts.values()], list(errors.items()))
+
+
+def _pictures(folder: Path) -> Iterator[Path]:
+    names = [name for name in FolderFiles(folder).names if is_image_name(name)]
+    names = [name for name in names if not any(step.startswith(".") for step in name.split("/"))]
+    if not names:
+        raise UsageError(f"{folder} holds no images ({', '.join(sorted(SUFFIXES))}).")
+    return (folder / name for name in names)
+
+
+def _lines(path: Path) -> Iterator[str]:
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            yield from (line.strip() for line in file if line.strip())
+    except (UnicodeDecodeError, OSError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _rows(path: Path) -> Iterator[tuple[str | None, str | None]]:
+    before = csv.field_size_limit(_LONGEST_TEXT)
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, restkey="", strict=True)
+            header = [name.strip().lower() for name in reader.fieldnames or ()]
+            _check_header(path, header)
+            reader.fieldnames = header
+            for row in reader:
+                if "" in row or None in row.values():
+                    raise UsageError(
+                        f"Line {reader.line_num} of {path} has not the {len(header)} fields of the first line: put a "
+                        'text that holds commas into quotes, "like, this".'
+                    )
+                name, text = row.get("file", "").strip(), row.get("text", "").strip()
+                if name or text:
+                    yield str(path.parent / name) if name else None, text or None
+    except (UnicodeDecodeError, csv.Error, OSError) as error:
+        raise _unreadable(path, error) from error
+    finally:
+        csv.field_size_limit(before)
+
+
+def _check_header(path: Path, header: list[str]) -> None:
+    columns = [name for name in ("file", "text") if name in header]
+    if not columns or any(header.count(name) > 1 for name in columns):
+        hint = nearest("file", header) or nearest("text", header)
+        shown = ", ".join(map(repr, header)) or "nothing"
+        raise UsageError(
+            f"{path} needs a column 'file', 'text', or one of each, in its first line, which has {shown}."
+            + (f" For it, {hint}" if hint else "")
+        )
+
+
+def _unreadable(path: Path, error: Exception) -> ExciteError:
+    if isinstance(error, UnicodeDecodeError):
+        return ExciteError(f"Cannot read {path}: it is not in UTF-8 ({error.reason}): save it so.")
+    return ExciteError(f"Cannot read {path}: {getattr(error, 'strerror', None) or error}.")
