@@ -170,7 +170,7 @@ def rows_of(part: Any, a: Arrays) -> np.ndarray:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_gives_the_same_pairs(layout: str, tmp_path: Path) -> None:
     a = arrays()
-    data = load(LAYOUTS[layout](tmp_path, a), standardise=False, val_fraction=0)
+    data = load(LAYOUTS[layout](tmp_path, a), scaling="none", val_fraction=0)
     assert data.val is None
     assert data.train is not None
     assert data.test is not None
@@ -196,7 +196,7 @@ def test_the_wikipedia_set(shared_data: Path) -> None:
     truth = scipy.io.loadmat(path)["data"][0, 0]
     split = truth["split"][0, 0]
     train, test = (split[f"ind_{name}"].ravel().astype(int) - 1 for name in ("train", "test"))
-    data = load(path, standardise=False)
+    data = load(path, scaling="none")
     assert data.train is not None
     assert data.val is not None
     assert data.test is not None
@@ -300,7 +300,7 @@ def test_vectors_are_standardised_by_the_training_pairs_alone(layout: str, tmp_p
     a = arrays()
     a.images[:, 2] = 4.2  # says nothing
     path = LAYOUTS[layout](tmp_path, a)
-    raw, data = load(path, standardise=False), load(path)
+    raw, data = load(path, scaling="none"), load(path)
     for what, scale in (("images", data.images), ("texts", data.inputs.text_scale)):
         scaler = StandardScaler().fit(getattr(raw.train, what).numpy().astype(np.float64))
         np.testing.assert_allclose(scale.mean, scaler.mean_, rtol=1e-9, atol=1e-12)  # type: ignore[union-attr]
@@ -473,7 +473,7 @@ def test_what_names_pairs() -> None:
 def test_validation_pairs_hang_on_their_seed(tmp_path: Path) -> None:
     a = arrays()
     path = write_wikipedia(tmp_path, a, True)
-    found = {seed: load(path, split_seed=seed, standardise=False) for seed in (0, 1)}
+    found = {seed: load(path, split_seed=seed, scaling="none") for seed in (0, 1)}
     chosen = {}
     for seed, data in found.items():
         assert data.train is not None
@@ -488,7 +488,7 @@ def test_validation_pairs_hang_on_their_seed(tmp_path: Path) -> None:
         assert data.test is not None
         np.testing.assert_array_equal(rows_of(data.test, a), a.test)
     assert chosen[0] != chosen[1]
-    again = load(path, split_seed=1, standardise=False)
+    again = load(path, split_seed=1, scaling="none")
     assert again.val is not None
     assert set(rows_of(again.val, a)) == chosen[1]
 
@@ -538,7 +538,7 @@ def test_a_set_without_splits(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
     fields = {"X1": a.images.T, "X2": a.texts.T, "Y": a.hot.T}
     np.savez(tmp_path / "a.npz", **fields)
     with caplog.at_level(logging.WARNING):
-        data = load(tmp_path / "a.npz", val_fraction=0, standardise=False)
+        data = load(tmp_path / "a.npz", val_fraction=0, scaling="none")
     assert "has no test split: 12 of its 60 pairs, a fifth of every class, are held out for test" in caplog.text
     assert data.train is not None
     assert data.test is not None
@@ -562,7 +562,7 @@ def test_test_pairs_given_apart_and_own_validation_pairs(tmp_path: Path) -> None
     own = {name.replace("test", "val"): value for name, value in fields.items()}
     np.savez(tmp_path / "train.npz", **own)
     np.savez(tmp_path / "test.npz", X1=other.images.T, X2=other.texts.T, Y=other.classes + 1)
-    data = load(tmp_path / "train.npz", test=str(tmp_path / "test.npz"), standardise=False)
+    data = load(tmp_path / "train.npz", test=str(tmp_path / "test.npz"), scaling="none")
     for part, whole, rows in (
         (data.train, a, a.train),
         (data.val, a, a.test),
@@ -571,7 +571,7 @@ def test_test_pairs_given_apart_and_own_validation_pairs(tmp_path: Path) -> None
         assert part is not None
         np.testing.assert_array_equal(rows_of(part, whole), rows)
     # Without test pairs the validation pairs take their place.
-    alone = load(tmp_path / "train.npz", val_fraction=0, standardise=False)
+    alone = load(tmp_path / "train.npz", val_fraction=0, scaling="none")
     assert alone.val is None
     assert alone.test is not None
     np.testing.assert_array_equal(rows_of(alone.test, a), a.test)
@@ -587,7 +587,7 @@ def test_the_key_is_of_the_pairs_and_not_of_how_they_are_scaled(tmp_path: Path) 
     first = load(path)
     assert first.test is not None
     assert first.train is not None
-    scaled, elsewhere = load(path, standardise=False, split_seed=3), load(same)
+    scaled, elsewhere = load(path, scaling="none", split_seed=3), load(same)
     for other in (scaled, elsewhere):
         assert other.test is not None
         assert other.test.key() == first.test.key()
@@ -755,7 +755,7 @@ def test_ready_vectors_beside_a_table(tmp_path: Path, caplog: pytest.LogCaptureF
     for name in (tmp_path / "pictures").iterdir():
         name.unlink()  # nobody needs them now
     with caplog.at_level(logging.INFO):
-        data = load(path, standardise=False)
+        data = load(path, scaling="none")
     assert "images.npy take the place of its images" in caplog.text
     assert data.image_shape == (6,)
     assert data.test is not None
@@ -767,7 +767,7 @@ def test_ready_vectors_beside_a_table(tmp_path: Path, caplog: pytest.LogCaptureF
         load(path)
     np.save(tmp_path / "images.npy", values)
     np.save(tmp_path / "texts.npy", 2 * values)
-    both = load(path, standardise=False)
+    both = load(path, scaling="none")
     assert both.texts is None
     assert both.test is not None
     np.testing.assert_allclose(both.test.texts.numpy(), 2 * values[rows], rtol=1e-6)
@@ -1093,7 +1093,7 @@ def test_a_digit_is_read_out_row_by_row() -> None:
 
 
 def test_digits_in_words_are_the_digits() -> None:
-    data = load_crossmodal("digits-words", standardise=False)
+    data = load_crossmodal("digits-words", scaling="none")
     pixels = load_digits(0, Preprocessing(32, IMAGENET_MEAN, IMAGENET_STD), 0)
     assert pixels.test is not None
     assert data.test is not None
@@ -1120,3 +1120,18 @@ def test_the_words_of_a_digit_are_not_its_class() -> None:
     assert by_words.score(vectors(test.texts), wanted) == pytest.approx(0.72, abs=0.01)
     assert by_pixels.score(test.images, wanted) == pytest.approx(0.98, abs=0.01)
     assert len(set(train.texts + test.texts)) == 1797 - 240
+
+
+def test_images_and_texts_are_scaled_as_asked(tmp_path: Path) -> None:
+    path = (
+        LAYOUTS["npz"](tmp_path, arrays()) if "npz" in LAYOUTS else next(iter(LAYOUTS.values()))(tmp_path, arrays())
+    )
+    data = load(path, val_fraction=0, scaling="alike,each")
+    assert data.train is not None
+    images, texts = data.train.images, data.train.texts
+    assert isinstance(images, torch.Tensor)
+    torch.testing.assert_close(images.var(0, correction=0).mean(), torch.tensor(1.0), rtol=1e-4, atol=1e-4)
+    assert images.std(0).std() > 0.01, "wide ones stay wide"
+    torch.testing.assert_close(texts.std(0, correction=0), torch.ones(texts.shape[1]), rtol=1e-4, atol=1e-4)
+    with pytest.raises(UsageError, match="scaling is 'some': give each, alike or none"):
+        load(path, scaling="some")

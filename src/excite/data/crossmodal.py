@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from excite.data.crossmodal_find import KIND, find_pairs
@@ -29,6 +30,7 @@ from excite.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 logger = logging.getLogger("excite.data")
 
 IMAGE_SIZE, RESIZE = 224, 256
+EACH, ALIKE, NONE = "each", "alike", "none"
 
 ImagesAndTexts = tuple[torch.Tensor, torch.Tensor]
 
@@ -172,7 +174,7 @@ def load_crossmodal(
     split_seed: int = 0,
     text: str | None = None,
     text_dim: int | None = None,
-    standardise: bool = True,
+    scaling: str | None = None,
     image_size: int | None = None,
     broken: str = "skip",
     inputs: Inputs | None = None,
@@ -208,11 +210,12 @@ def load_crossmodal(
             ``"sentence:MODEL"`` with a model of sentence-transformers; ``"tfidf"`` by default, and for
             ``digits-words`` ``"tfidf:3"``.
         text_dim: the most terms that TF-IDF counts, 5,000 by default.
-        standardise: whether each number of a vector is brought to mean 0 and variance 1 over the training pairs.
-            Vectors of strings are centred, and all their numbers are scaled alike.
+        scaling: how vectors are scaled once they are centred, both by the training pairs: ``"each"`` number to
+            variance 1, all ``"alike"`` to a mean variance of 1, or ``"none"``, which leaves them as they are. Two with
+            a comma, ``"alike,each"``, are for images and for texts. By default each, and vectors of strings alike.
         image_size: side of a picture as the network sees it, in pixels: 224 by default, cut from the middle of 256.
         broken: ``"skip"`` or ``"refuse"`` pairs whose picture cannot be decoded.
-        inputs: those of a trained network, which are then not fitted anew; ``text``, ``text_dim`` and ``standardise``
+        inputs: those of a trained network, which are then not fitted anew; ``text``, ``text_dim`` and ``scaling``
             do not count beside it.
         classes: the classes of a trained network, in its order.
         all_for_test: take all pairs of a set without splits for test, and none to train on.
@@ -227,6 +230,7 @@ def load_crossmodal(
             be read, or one is broken and ``broken`` is ``"refuse"``.
     """
     _check(val_fraction, text, text_dim, image_size, broken)
+    _scalings(scaling)
     parts = find_pairs(spec, test, val_fraction, split_seed, all_for_test)
     main = parts.get("train") or parts["test"]
     names = tuple(classes) if classes is not None else _used(main)
@@ -249,7 +253,7 @@ def load_crossmodal(
         "split_seed": split_seed,
         "text": _text(spec, text, inputs) if strings else None,
         "text_dim": text_dim,
-        "standardise": standardise,
+        "scaling": scaling,
         "image_size": None if preprocessing is None else preprocessing.size,
         "broken": broken,
     }
@@ -332,18 +336,35 @@ def _preprocessing(image_size: int | None, inputs: Inputs | None) -> Preprocessi
 
 def _fitted(train: Pairs, preprocessing: Preprocessing | None, options: Mapping[str, Any]) -> Inputs:
     """How pairs become input, learned from the training pairs."""
+    of_images, of_texts = _scalings(options["scaling"])
     images: Standardise | Preprocessing
     if preprocessing is not None:
         images = preprocessing
     else:
         assert isinstance(train.images, np.ndarray)
-        images = fit_standardise(train.images) if options["standardise"] else as_they_are(train.images.shape[1])
+        images = _scaled(train.images, of_images or EACH)
     if not isinstance(train.texts, tuple):
-        scale = fit_standardise(train.texts) if options["standardise"] else as_they_are(train.texts.shape[1])
-        return Inputs(images, None, scale)
+        return Inputs(images, None, _scaled(train.texts, of_texts or EACH))
     texts = fit_text_vectors(options["text"], train.texts, options["text_dim"])
-    scale = fit_standardise(texts(train.texts), alike=True) if options["standardise"] else as_they_are(texts.dim)
-    return Inputs(images, texts, scale)
+    return Inputs(images, texts, _scaled(texts(train.texts), of_texts or ALIKE))
+
+
+def _scaled(values: npt.NDArray[Any], how: str) -> Standardise:
+    return as_they_are(values.shape[1]) if how == NONE else fit_standardise(values, alike=how == ALIKE)
+
+
+def _scalings(text: str | None) -> tuple[str | None, str | None]:
+    """How images and how texts are scaled; None for what is usual.
+
+    Raises:
+        UsageError: an unknown way, or more than two.
+    """
+    if text is None:
+        return None, None
+    ways = [way.strip() for way in text.split(",")]
+    if len(ways) > 2 or not set(ways) <= {EACH, ALIKE, NONE}:
+        raise UsageError(f"scaling is {text!r}: give {EACH}, {ALIKE} or {NONE}, or two of them as images,texts.")
+    return ways[0], ways[-1]
 
 
 def _split(split: str, pairs: Pairs, pictures: Pictures | None, inputs: Inputs) -> CrossmodalSplit:

@@ -90,8 +90,9 @@ class Data(Section):
     """How strings become vectors: `tfidf`, `tfidf:N` with runs of up to N words, `sentence:MODEL` (tfidf)."""
     text_dim: Positive | None = None
     """The most terms that TF-IDF counts (5000)."""
-    standardise: bool | None = None
-    """Whether every number of a vector is brought to mean 0 and variance 1 over the training pairs (true)."""
+    scaling: str | None = None
+    """How vectors are scaled, centred by the training pairs: `each` number to variance 1, all `alike`, or `none`; two
+    with a comma for images and texts (each; vectors of strings alike)."""
 
 
 class Network(Section):
@@ -304,7 +305,7 @@ SCENE_KEYS = (
 DENOISING_KEYS = ("degradation", "channels", "patch", "patches", "scales", "noise_seed", "quantised")
 """The keys of :class:`Data` that are for denoising alone."""
 
-PAIR_KEYS = ("text", "text_dim", "standardise")
+PAIR_KEYS = ("text", "text_dim", "scaling")
 """The keys of :class:`Data` that are for pairs of images and texts alone."""
 
 

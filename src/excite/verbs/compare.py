@@ -22,6 +22,7 @@ from excite import timing
 from excite.analysis.statistics import Estimate, holm, mean_interval, paired_difference
 from excite.cost import cost
 from excite.create import create
+from excite.data.crossmodal import is_crossmodal
 from excite.data.cube import is_scene, same_scene
 from excite.data.denoising import DenoisingData, is_denoising
 from excite.errors import UsageError
@@ -186,6 +187,8 @@ def default_recipe(data: str | None, weights: str | Path | None = None) -> Recip
         return load("finetune").replace({"data.path": data} if data else {})
     if data is not None and is_scene(data):
         return load("hybridsn-indian-pines").replace({"data.path": data})
+    if data is not None and is_crossmodal(data):
+        return load("dscmr").replace({"data.path": data})
     if data is not None and is_denoising(data):
         return load("dncnn-s-25").replace({"data.path": data, "data.patches": None})
     name = {None: "digits", "digits": "digits", "cifar10": "cifar10", "cifar100": "cifar10"}.get(data, "default")

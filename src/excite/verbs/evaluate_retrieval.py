@@ -102,7 +102,7 @@ def _pairs_of(run: Run, data: str, test: str | None, broken: str, progress: bool
             # What the trained inputs say already.
             "text": None,
             "text_dim": None,
-            "standardise": None,
+            "scaling": None,
             "image_size": None,
         }
     )
