@@ -2,6 +2,7 @@
 
 import io
 import struct
+import sys
 import zlib
 
 import numpy as np
@@ -396,7 +397,7 @@ def test_pillows_own_bound_is_lifted_and_put_back(tmp_path, monkeypatch) -> None
 
 def test_without_tifffile_deep_colour_names_the_package(tmp_path, monkeypatch) -> None:
     tifffile.imwrite(tmp_path / "a.tif", noise(3, np.uint16), photometric="rgb")
-    monkeypatch.setitem(__import__("sys").modules, "tifffile", None)
+    monkeypatch.setitem(sys.modules, "tifffile", None)
     with pytest.raises(BrokenImageError, match=r"pip install 'excite\[denoising\]'"):
         read_picture(tmp_path / "a.tif")
 

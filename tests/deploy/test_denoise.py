@@ -10,7 +10,7 @@ from torch import nn
 
 from excite.create import create
 from excite.deploy import denoise as module
-from excite.deploy import strips
+from excite.deploy import strips, winograd
 from excite.deploy.denoise import Denoiser, denoise
 from excite.errors import ExciteError, UsageError
 
@@ -71,6 +71,8 @@ def test_strips_and_tiles_of_any_size(monkeypatch, size, strip, tile) -> None:
         ("dncnn_color:depth=4,channels=6", 3),
         ("dncnn_s:depth=3,channels=6", 3),
         ("dncnn_s:depth=5,channels=1", 1),
+        ("dncnn_s:depth=5,channels=32", 1),
+        ("dncnn_color:depth=4,channels=40", 3),
     ],
 )
 def test_networks_of_every_form(monkeypatch, spec, channels) -> None:
@@ -80,7 +82,44 @@ def test_networks_of_every_form(monkeypatch, spec, channels) -> None:
     np.testing.assert_allclose(denoise(network, image, tile=40), whole(network, image), atol=2e-6)
 
 
-def test_no_row_is_computed_twice_and_none_is_kept(monkeypatch) -> None:
+@pytest.mark.parametrize("height", [1, 2, 3, 4, 5, 6, 7, 8, 9, 23, 50])
+@pytest.mark.parametrize("strip", [1, 5 * 33, 16 * 33, 1 << 20])
+def test_rows_by_fours_whatever_the_height(monkeypatch, height, strip) -> None:
+    """With many channels four rows are found at once; what is left over is found one by one, at the end only."""
+    monkeypatch.setitem(module.STRIP, "cpu", strip)
+    network, image = trained("dncnn_s:depth=4,channels=32"), noisy(1, height, 33)
+    assert len(Denoiser(network)._layers[1].kernels) == 6
+    np.testing.assert_allclose(denoise(network, image), whole(network, image), atol=2e-6)
+
+
+@pytest.mark.parametrize("count", [4, 8, 20])
+def test_a_convolution_with_half_of_the_multiplications(count) -> None:
+    convolution = nn.Conv2d(32, 48, 3, padding=(0, 1))
+    assert winograd.pays(convolution)
+    torch.manual_seed(count)
+    rows = torch.randn(1, 32, count + 2, 21).contiguous(memory_format=torch.channels_last)
+    out = torch.empty(1, 48, count, 21).contiguous(memory_format=torch.channels_last)
+    kernels = winograd.combined_kernels(convolution.weight)
+    assert sum(kernel.numel() for kernel in kernels) == 2 * convolution.weight.numel()  # for four rows, not for one
+    with torch.no_grad():
+        winograd.convolve(rows, kernels, convolution.bias, out)
+        expected = convolution.double()(rows.double())
+    torch.testing.assert_close(out.double(), expected, rtol=0, atol=1e-5)
+
+
+def test_where_it_does_not_pay() -> None:
+    for other in (
+        nn.Conv2d(64, 64, 5),
+        nn.Conv2d(64, 1, 3),
+        nn.Conv2d(64, 64, 3, groups=2),
+        nn.Conv2d(64, 64, 3, dilation=2),
+    ):
+        assert not winograd.pays(other)
+    assert not winograd.pays(nn.Conv2d(64, 64, 3).bfloat16())
+
+
+@pytest.mark.parametrize(("channels", "most"), [(8, 10 + 6), (32, 10 + 6 + 4 * 3)])
+def test_no_row_is_computed_twice_and_none_is_kept(monkeypatch, channels, most) -> None:
     rows = []
     convolve = strips._convolve
 
@@ -91,12 +130,12 @@ def test_no_row_is_computed_twice_and_none_is_kept(monkeypatch) -> None:
 
     monkeypatch.setattr(strips, "_convolve", counted)
     monkeypatch.setitem(module.STRIP, "cpu", 10 * 30)
-    denoise(trained(SMALL), noisy(1, 203, 30))
+    denoise(trained(f"dncnn_s:depth=6,channels={channels}"), noisy(1, 203, 30))
     assert len(rows) > 100
     for layer in {layer for layer, _ in rows}:
         assert sum(count for one, count in rows if one == layer) == 203
     # No more rows at a time than a strip has, and at the end those that every convolution before has lagged behind.
-    assert max(count for _, count in rows) <= 10 + 6
+    assert max(count for _, count in rows) <= most
 
 
 def test_an_image_in_memory_is_read_where_it_lies_and_in_parts(tmp_path) -> None:
@@ -200,7 +239,7 @@ def test_bf16_of_a_network_without_residual() -> None:
     np.testing.assert_allclose(denoise(network, image, precision="bf16"), whole(network, image), atol=0.02)
 
 
-# --- networks that look at the whole image ---------------------------------------------------------------------------
+# --- networks that look at the whole image ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("units", ["+se", "+sk", "+se+sk", "+eca"])
@@ -241,7 +280,7 @@ def test_what_is_refused() -> None:
         denoise(network, np.zeros((1, 20, 20), np.int32))
     with pytest.raises(UsageError, match=r"out has shape \(1, 20, 21\)"):
         Denoiser(network)(noisy(1, 20, 20), out=np.empty((1, 20, 21), np.float32))
-    with pytest.raises(UsageError, match="tile is 12: .*more than 12 pixels wide"):
+    with pytest.raises(UsageError, match=r"tile is 12: .*more than 12 pixels wide"):
         Denoiser(network, tile=12)
     with pytest.raises(UsageError, match="unknown precision 'fp8'"):
         Denoiser(network, precision="fp8")

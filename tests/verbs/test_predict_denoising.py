@@ -1,6 +1,7 @@
 """Picture files without their noise: what is written where, by which weights, and what is told of each."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -152,7 +153,7 @@ def test_colour_and_grey_through_networks_of_the_other_kind(tmp_path, one, colou
         assert np.abs(found[..., channel] - expected(small(1), many[..., channel])).max() <= 1
 
     # Grey that is stored as colour needs no leave.
-    (row,) = denoise_files(SPEC, [tmp_path / "same.png"], tmp_path / "a", weights=one)
+    list(denoise_files(SPEC, [tmp_path / "same.png"], tmp_path / "a", weights=one))
     found = np.asarray(Image.open(tmp_path / "a" / "same.png"))
     assert found.shape == (30, 40, 3)
     assert np.abs(found - expected(small(1), grey)[..., None]).max() <= 1
@@ -178,7 +179,7 @@ def test_a_run_and_a_module(tmp_path) -> None:
         (row,) = denoise_files(source, [tmp_path / "grey.png"], tmp_path / str(number), precision="fp32")
         found = np.asarray(Image.open(row["out"]))
         assert np.abs(found - expected(small(7), grey)).max() <= 1
-    with pytest.raises(UsageError, match="trained for noise of σ = 50: there is run .σ = 25."):
+    with pytest.raises(UsageError, match=r"trained for noise of σ = 50: there is run .σ = 25."):
         list(denoise_files(run, [tmp_path / "grey.png"], tmp_path / "c", sigma=50))
     (row,) = denoise_files(nn.Identity(), [tmp_path / "grey.png"], tmp_path / "d", sigma=50)
     np.testing.assert_array_equal(np.asarray(Image.open(row["out"])), grey)
@@ -374,7 +375,7 @@ def test_noise_far_from_what_the_network_was_trained_for_is_told(tmp_path, one) 
 
 def test_without_scikit_image_the_package_is_named(tmp_path, monkeypatch, one) -> None:
     write(tmp_path / "1.png", picture(20, 20))
-    monkeypatch.setitem(__import__("sys").modules, "pywt", None)
+    monkeypatch.setitem(sys.modules, "pywt", None)
     with pytest.raises(UsageError, match=r"pip install 'excite\[denoising\]'"):
         list(denoise_files(SPEC, [tmp_path], tmp_path / "out", weights=one, estimate=True))
 

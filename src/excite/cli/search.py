@@ -43,7 +43,7 @@ def run(
         ),
     ] = None,
     faiss: Annotated[
-        bool, typer.Option("--faiss", help="Search with FAISS (pip install 'excite[faiss]'): the same hits.")
+        bool, typer.Option("--faiss", help="Search with FAISS (pip install 'excite\\[faiss]'): the same hits.")
     ] = False,
     device: Device = "auto",
     json: Json = False,
@@ -53,6 +53,7 @@ def run(
     from rich.markup import escape
     from rich.table import Table
 
+    from excite.report.search import legible
     from excite.report.wording import fixed
     from excite.verbs.search import search
 
@@ -75,7 +76,7 @@ def run(
     for column in table.columns[2:]:
         column.overflow = "fold"
     for hit in result["hits"]:
-        cells = [escape(hit["path"] or ""), escape(hit["text"] or "")]
+        cells = [escape(legible(hit[name] or "")) for name in ("path", "text")]
         table.add_row(str(hit["rank"]), fixed(hit["score"], 3), *cells)
     console = Console(highlight=False)
     console.print(table)

@@ -211,8 +211,9 @@ def load_crossmodal(
             ``digits-words`` ``"tfidf:3"``.
         text_dim: the most terms that TF-IDF counts, 5,000 by default.
         scaling: how vectors are scaled once they are centred, both by the training pairs: ``"each"`` number to
-            variance 1, all ``"alike"`` to a mean variance of 1, or ``"none"``, which leaves them as they are. Two with
-            a comma, ``"alike,each"``, are for images and for texts. By default each, and vectors of strings alike.
+            variance 1, all ``"alike"`` to a mean variance of 1, or ``"none"``, which leaves them as they are. Two
+            with a comma, ``"alike,each"``, are for images and for texts. By default each, and vectors of strings
+            alike.
         image_size: side of a picture as the network sees it, in pixels: 224 by default, cut from the middle of 256.
         broken: ``"skip"`` or ``"refuse"`` pairs whose picture cannot be decoded.
         inputs: those of a trained network, which are then not fitted anew; ``text``, ``text_dim`` and ``scaling``

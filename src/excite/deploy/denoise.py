@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from excite.arguments import known
 from excite.deploy.batch_norm import merge_batch_norm
-from excite.deploy.strips import Layer, Strips, layers_of
+from excite.deploy.strips import Layer, Strips, layers_of, quicker
 from excite.errors import ExciteError, UsageError
 from excite.memory_format import to_channels_last
 
@@ -29,7 +29,7 @@ Step = Callable[[int, int], object]
 """Called with (pixels done, in all)."""
 Precision = Literal["fp32", "bf16"]
 
-WIDEST = 4096
+WIDEST = 2048
 """How many columns of an image are worked on at once, at most."""
 
 STRIP = {"cpu": 1 << 15, "cuda": 1 << 20}
@@ -94,7 +94,7 @@ class Denoiser:
         layers = layers_of(merged)
         if layers is not None and precision == "bf16":
             _halve(layers)
-        self._layers = layers
+        self._layers = None if layers is None else [quicker(layer) for layer in layers]
         self.halo = None if layers is None else sum(max(layer.reach) for layer in layers)
         self.tile = WIDEST if tile is None else tile
         if self.halo is not None and self.tile <= 2 * self.halo:
@@ -223,7 +223,8 @@ def _round_biases(layers: list[Layer]) -> None:
     """Scale channels so that their biases are bfloat16 numbers, in place; what the layers answer stays the same.
 
     A bias that is rounded is the same error at every position, and would weigh more than the rounding of kernels.
-    Where a ReLU follows, a channel may be scaled by any positive number if the next kernels are scaled by its inverse.
+    Where a ReLU follows, a channel may be scaled by any positive number if the kernels that read it are scaled by its
+    inverse.
     """
     for layer, following in pairwise(layers):
         convolution, bias = layer.convolution, layer.convolution.bias

@@ -9,11 +9,12 @@ behind the input by the reach of the whole chain.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from excite.deploy import winograd
 from excite.networks.dncnn import DnCNN
 
 
@@ -24,10 +25,12 @@ class Layer:
     Attributes:
         convolution: with a stride of 1, padded by zeros.
         after: batch norm, activations; modules that look at one position at a time.
+        kernels: of the convolution in its quicker form (:mod:`excite.deploy.winograd`), where that pays.
     """
 
     convolution: nn.Conv2d
     after: tuple[nn.Module, ...]
+    kernels: tuple[Tensor, ...] = ()
 
     @property
     def reach(self) -> tuple[int, int]:
@@ -48,6 +51,13 @@ def layers_of(network: nn.Module) -> list[Layer] | None:
             convolutions[-1][1].append(module)
     layers = [Layer(convolution, tuple(after)) for convolution, after in convolutions]
     return layers if all(_keeps_size(layer) for layer in layers) else None
+
+
+def quicker(layer: Layer) -> Layer:
+    """The layer in the form that is quickest for its type and device."""
+    if not winograd.pays(layer.convolution):
+        return layer
+    return replace(layer, kernels=winograd.combined_kernels(layer.convolution.weight))
 
 
 def _keeps_size(layer: Layer) -> bool:
@@ -71,8 +81,9 @@ class Strips:
 
     def __init__(self, layers: Sequence[Layer], height: int, width: int) -> None:
         self.layers = layers
-        reach = sum(layer.reach[0] for layer in layers)
-        most = height + reach + 3 * max(layer.reach[0] for layer in layers)
+        # Every layer may hold rows back, for its reach and to answer several at once; the last strip brings them all.
+        held = [layer.reach[0] + _rows_at_once(layer) - 1 for layer in layers]
+        most = height + sum(held) + 3 * max(held)
         # All convolutions read from the same buffer, one after the other: hidden maps are large, and few stay cached.
         self._buffers = {_kind(layer): _empty(layer.convolution, most, width) for layer in layers}
         # Above the image lie zeros.
@@ -92,12 +103,14 @@ class Strips:
         after: tuple[nn.Module, ...] = ()
         for number, layer in enumerate(self.layers):
             rows = self._put(number, answer, after, last)
-            reach = layer.reach[0]
+            ready = max(rows - 2 * layer.reach[0], 0)
+            if not last:
+                ready -= ready % _rows_at_once(layer)
             buffer = self._buffers[_kind(layer)][:, :, :rows]
-            self._kept[number] = buffer[:, :, max(rows - 2 * reach, 0) :].clone()
-            if rows <= 2 * reach:
+            self._kept[number] = buffer[:, :, ready:].clone()
+            if not ready:
                 return None
-            answer, after = _convolve(layer, buffer), layer.after
+            answer, after = _convolve(layer, buffer[:, :, : ready + 2 * layer.reach[0]]), layer.after
         for module in after:
             answer = module(answer)
         return answer
@@ -126,7 +139,24 @@ class Strips:
         return rows
 
 
+def _rows_at_once(layer: Layer) -> int:
+    return winograd.ROWS if layer.kernels else 1
+
+
 def _convolve(layer: Layer, rows: Tensor) -> Tensor:
+    if not layer.kernels:
+        return _convolve_directly(layer, rows)
+    count = rows.shape[2] - 2
+    at_once = count - count % winograd.ROWS
+    answer = _rows(layer.convolution.weight, layer.convolution.out_channels, count, rows.shape[3])
+    if at_once:
+        winograd.convolve(rows[:, :, : at_once + 2], layer.kernels, layer.convolution.bias, answer[:, :, :at_once])
+    if at_once < count:
+        answer[:, :, at_once:] = _convolve_directly(layer, rows[:, :, at_once:])
+    return answer
+
+
+def _convolve_directly(layer: Layer, rows: Tensor) -> Tensor:
     convolution = layer.convolution
     return torch.conv2d(
         rows,
@@ -144,7 +174,10 @@ def _kind(layer: Layer) -> tuple[int, torch.dtype]:
 
 
 def _empty(convolution: nn.Conv2d, rows: int, cols: int) -> Tensor:
-    """What a convolution reads: rows of positions whose channels lie side by side."""
-    weight = convolution.weight
-    places = torch.empty(1, rows, cols, convolution.in_channels, dtype=weight.dtype, device=weight.device)
-    return places.permute(0, 3, 1, 2)
+    """What a convolution reads."""
+    return _rows(convolution.weight, convolution.in_channels, rows, cols)
+
+
+def _rows(like: Tensor, channels: int, rows: int, cols: int) -> Tensor:
+    """Rows of positions whose channels lie side by side, of the type and on the device of a tensor."""
+    return torch.empty(1, rows, cols, channels, dtype=like.dtype, device=like.device).permute(0, 3, 1, 2)

@@ -165,7 +165,8 @@ class VectorFiles:
         """
         most = max(1, size // (4 * self.dim))
         room = np.empty((most, self.dim), dtype=np.float32)
-        half = np.empty((most, self.dim), dtype=np.float16)
+        any_narrow = any(file.dtype == np.float16 for file in self._files)
+        half = np.empty((most if any_narrow else 0, self.dim), dtype=np.float16)
         for file, first in zip(self._files, self._starts, strict=False):
             narrow = file.dtype == np.float16
             into = half if narrow else room
@@ -223,7 +224,7 @@ class FlatIndex:
         wanted = self._files.check(queries, top)
         count = len(self._files)
         if not count:
-            return _hits([], 0)
+            return self._files.search(wanted, top)
         first = min(count, top + _SPARE)
         found = []
         for query, scores, rows in zip(wanted, *self._index.search(wanted, first), strict=True):

@@ -30,13 +30,18 @@ def search_page(result: dict[str, Any]) -> str:
     cards = [_card(hit) for hit in result["hits"]]
     template = _templates().get_template("search.html")
     return template.render(
-        title=query.get("text") or Path(query["image"]).name,
-        query=query,
+        title=legible(query.get("text") or Path(query["image"]).name),
+        text=legible(query["text"]) if "text" in query else None,
         picture=_picture(query["image"]) if "image" in query else None,
         cards=cards,
         facts=_facts(result),
         plotly_js="",
     )
+
+
+def legible(text: str) -> str:
+    """A text without what cannot be written: the name of a file may hold bytes that are no letters."""
+    return text.encode(errors="replace").decode()
 
 
 @functools.cache
@@ -53,7 +58,7 @@ def _templates() -> jinja2.Environment:
 def _facts(result: dict[str, Any]) -> list[tuple[str, str]]:
     kinds = " and ".join(f"{kind}s" for kind in result["among"])
     return [
-        ("Index", Path(result["index"]).name or result["index"]),
+        ("Index", legible(result["index"])),
         ("Searched", f"{result['items']:,} {kinds}"),
         ("Search took", wording.milliseconds(result["search_ms"])),
     ]
@@ -66,9 +71,9 @@ def _card(hit: dict[str, Any]) -> dict[str, Any]:
         "score": wording.fixed(hit["score"], 3),
         "share": round(100 * max(0.0, min(1.0, hit["score"])), 1),
         "kind": hit["kind"],
-        "name": Path(path).name if path else None,
-        "path": path,
-        "text": hit["text"],
+        "name": legible(Path(path).name) if path else None,
+        "path": legible(path) if path else None,
+        "text": legible(hit["text"]) if hit["text"] else None,
         "picture": _picture(path) if path else None,
     }
 

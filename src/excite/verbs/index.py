@@ -243,9 +243,9 @@ def _images(
         assert item.path is not None
         try:
             yield item, embedder.embed_image_file(item.path)
-        except UsageError:  # it takes no pictures at all
-            raise
         except (ExciteError, OSError) as error:
+            if isinstance(error, UsageError) and Path(item.path).is_file():
+                raise  # it takes no pictures at all
             errors.append({"file": item.path, "error": str(error)})
         moved(1)
 
