@@ -128,5 +128,5 @@ def test_a_string_of_matlab_beside_the_scene_is_no_damage(tmp_path: Path) -> Non
     path.write_bytes(path.read_bytes() + element(14, text + inner))
     cube, note = mat5_arrays(path)
     assert (cube.name, cube.shape, note.name, note.kind) == ("cube", (2, 3, 4), "note", "")
-    with pytest.raises(UsageError, match="note in .* is not of real numbers"):
+    with pytest.raises(UsageError, match=r"note in .* is not of real numbers"):
         note.open()

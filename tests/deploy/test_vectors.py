@@ -68,6 +68,7 @@ def test_hits_do_not_depend_on_the_size_of_pieces_and_groups(tmp_path, monkeypat
     whole = files.search(queries, 20)
     for piece, similarities, grain in ((1, 1, 5), (4 * 17 * 7, 4 * 254 * 4, 40), (1000, 1 << 20, 1)):
         monkeypatch.setattr(module, "PIECE", piece)
+        monkeypatch.setattr(module, "_MANY", 3 * piece)
         monkeypatch.setattr(module, "SIMILARITIES", similarities)
         monkeypatch.setattr(module, "_GRAIN", grain)
         told = []

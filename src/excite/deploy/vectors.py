@@ -32,10 +32,10 @@ TYPES = ("float32", "float16")
 
 PIECE = 1 << 19
 """Bytes that are read at once for one query: they stay in the cache of a core until they are multiplied."""
-SIMILARITIES = 1 << 26
+SIMILARITIES = 1 << 28
 """Bytes of similarities that are held at once, though always those of one query at least."""
 
-_MOST_PIECES = 64  # so many queries at once get pieces that are so many times larger
+_MANY = 1 << 25  # bytes that are read at once for several: their products are worth several threads
 _AGAIN = 1024  # rows that are computed again at a time
 _GRAIN = 1 << 15  # PyTorch converts more numbers than that in several threads, which costs more than it gives here
 _SPARE = 16  # hits beyond those asked for that FAISS is asked for, to see how close they come
@@ -91,8 +91,8 @@ class VectorFiles:
     def search(self, queries: npt.ArrayLike, top: int, step: Step | None = None) -> Hits:
         """The vectors that are most similar to each query.
 
-        Time grows with queries × vectors. Memory: 64 MiB of similarities, or those of one query where they are more
-        (4 bytes for each vector), and pieces of 512 KiB (32 MiB for many queries).
+        Time grows with queries × vectors. Memory: 4 bytes for each query and vector, but no more than 256 MiB at
+        once or what one query takes, and pieces of 512 KiB (32 MiB for several queries).
 
         Args:
             queries: (queries, dim) or (dim,), of any length; a vector of zeros has similarity 0 to all.
@@ -185,7 +185,7 @@ class VectorFiles:
     def _similarities(self, queries: Floats, moved: Callable[[int], None]) -> Floats:
         """(queries, vectors)"""
         out = np.empty((len(queries), len(self)), dtype=np.float32)
-        for first, rows in self.pieces(PIECE * min(len(queries), _MOST_PIECES)):
+        for first, rows in self.pieces(PIECE if len(queries) == 1 else _MANY):
             np.matmul(queries, rows.T, out=out[:, first : first + len(rows)])
             moved(first + len(rows))
         if not np.isfinite(out).all():
