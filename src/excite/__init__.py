@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from excite.units.squeeze_excite import SqueezeExcite as SqueezeExcite
     from excite.verbs.compare import compare as compare
     from excite.verbs.evaluate import evaluate as evaluate
+    from excite.verbs.index import index as index
     from excite.verbs.predict import predict as predict
+    from excite.verbs.search import search as search
     from excite.verbs.train import train as train
     from excite.weights.load import load_weights as load_weights
 
@@ -39,11 +41,13 @@ _PUBLIC = {
     "detach": "excite.surgery.attach",
     "evaluate": "excite.verbs.evaluate",
     "fit": "excite.training.fit",
+    "index": "excite.verbs.index",
     "load_weights": "excite.weights.load",
     "networks": "excite.create",
     "predict": "excite.verbs.predict",
     "register_network": "excite.create",
     "register_unit": "excite.surgery.units",
+    "search": "excite.verbs.search",
     "train": "excite.verbs.train",
 }
 
