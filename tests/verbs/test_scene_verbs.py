@@ -201,7 +201,7 @@ def test_images_and_scenes_are_not_mixed_up(trained, scene) -> None:
         evaluate(trained["run"], scene, mean=(0.5,))
     with pytest.raises(UsageError, match="was trained on a hyperspectral scene, not on images"):
         evaluate(trained["run"], "digits")
-    with pytest.raises(UsageError, match="are for hyperspectral scenes"):
+    with pytest.raises(UsageError, match="is an option for hyperspectral scenes"):
         evaluate(trained["run"], "digits", mc_dropout=3)
 
 

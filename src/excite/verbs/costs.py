@@ -56,7 +56,7 @@ def costs(
         heads = classes or (entry.classes if entry and channels != 3 else 10 if side <= 32 else 1000)
         heads = heads if not entry or entry.classes else None
         network = create(for_window(spec, size) if size else spec, heads, channels).eval()
-        _, side, _ = getattr(network, "input_shape", (channels, side, side))
+        channels, side, _ = getattr(network, "input_shape", None) or (channels, side, side)
         counted = cost(network, (channels, side, side))
         rows.append(
             {
