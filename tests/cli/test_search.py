@@ -35,7 +35,7 @@ def place(tmp_path, monkeypatch):
             raise UsageError(f"{run} is not a run")
         return ColourEmbedder()
 
-    monkeypatch.setattr(module, "open_retrieval", open_retrieval)
+    monkeypatch.setattr(module, "RunEmbedder", open_retrieval)
     for name in ("red", "green", "blue"):
         paint(tmp_path / "in" / f"[{name}].png", name)
     (tmp_path / "in" / "texts.csv").write_text("file,text\n[red].png,a [red] thing\n[green].png,green\n")

@@ -330,7 +330,7 @@ def test_the_run_is_found_again_and_may_move(tmp_path, photos, embedder, monkeyp
         opened.append(str(run))
         return embedder
 
-    monkeypatch.setattr(module, "open_retrieval", open_retrieval)
+    monkeypatch.setattr(module, "RunEmbedder", open_retrieval)
     run = tmp_path / "run"
     run.mkdir()
     assert index(run, photos)["index"] == str(run / "index")

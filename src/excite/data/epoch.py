@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from excite.data.draws import Indices
+from excite.data.draws import Indices, permutation
 from excite.data.encoded import tell_broken
 from excite.errors import ExciteError, UsageError
 
@@ -169,7 +169,7 @@ class EpochLoader:
 
     def order(self) -> Indices:
         """The samples in the order in which this epoch sees them, (samples,)."""
-        raise NotImplementedError
+        return permutation(self.seed, self.epoch, self._samples) if self.shuffle else np.arange(self._samples)
 
     def jobs(self) -> Iterator[Job]:
         """The batches that are still to be made in this epoch."""

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from excite.data.augment import Augmentation, crop_and_flip, erase, mix, randaugment, resized_windows
 from excite.data.base import BatchedImages, DrawnImages, Split
-from excite.data.draws import Indices, permutation
+from excite.data.draws import Indices
 from excite.data.encoded import EncodedImages
 from excite.data.epoch import EpochLoader, Job, Made
 from excite.data.images import BrokenImageError, fit, normalise, resize
@@ -81,11 +81,6 @@ class Loader(EpochLoader):
             "shuffle": self.shuffle,
             "world_size": self.world_size,
         }
-
-    def order(self) -> Indices:
-        """The images in the order in which this epoch sees them, (N,)."""
-        size = len(self.split)
-        return permutation(self.seed, self.epoch, size) if self.shuffle else np.arange(size)
 
 
 class _BatchMaker(Dataset[Made]):

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from excite.data.crossmodal import CrossmodalSplit
 from excite.data.crossmodal_pictures import Pictures
-from excite.data.draws import Indices, permutation
 from excite.data.epoch import EpochLoader, Job, Made
 
 PairBatch = tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor, torch.Tensor]
@@ -75,11 +73,6 @@ class PairLoader(EpochLoader):
             "shuffle": self.shuffle,
             "world_size": self.world_size,
         }
-
-    def order(self) -> Indices:
-        """The pairs in the order in which this epoch sees them, (N,)."""
-        size = len(self.split)
-        return permutation(self.seed, self.epoch, size) if self.shuffle else np.arange(size)
 
 
 class _PairMaker(Dataset[Made]):

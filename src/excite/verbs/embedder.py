@@ -67,8 +67,3 @@ class RunEmbedder:
             for start in range(0, len(texts), BATCH)
         ]
         return torch.cat(rows).float().cpu().numpy() if rows else np.empty((0, self.dim), np.float32)
-
-
-def open_retrieval(run: str | Path, device: str = "auto") -> RunEmbedder:
-    """See :class:`RunEmbedder`."""
-    return RunEmbedder(run, device)

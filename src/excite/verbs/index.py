@@ -14,7 +14,7 @@ import numpy.typing as npt
 from excite.deploy.vectors import TYPES
 from excite.errors import ExciteError, UsageError
 from excite.training.bars import Step, bar
-from excite.verbs.embedder import open_retrieval
+from excite.verbs.embedder import RunEmbedder
 from excite.verbs.index_folder import IndexFolder, Part, locked
 from excite.verbs.index_items import KINDS, Found, Item, find_items
 
@@ -141,7 +141,7 @@ def open_embedder(run: str | Path | Embedder, device: str) -> Embedder:
         UsageError: there is no such run, or it was not trained for retrieval.
         ExciteError: it is damaged.
     """
-    return open_retrieval(run, device) if isinstance(run, (str, Path)) else run
+    return RunEmbedder(run, device) if isinstance(run, (str, Path)) else run
 
 
 def _check_folder(out: Path) -> None:
