@@ -9,8 +9,8 @@ from PIL import Image
 from torch import nn
 
 from excite.create import create
+from excite.deploy import convolve, strips, winograd
 from excite.deploy import denoise as module
-from excite.deploy import strips, winograd
 from excite.deploy.denoise import Denoiser, denoise
 from excite.errors import ExciteError, UsageError
 
@@ -54,7 +54,7 @@ def noisy(channels, height, width, seed=0):
 @pytest.mark.parametrize("strip", [1, 300, 1 << 20])
 @pytest.mark.parametrize("tile", [None, 13, 40])
 def test_strips_and_tiles_of_any_size(monkeypatch, size, strip, tile) -> None:
-    monkeypatch.setitem(module.STRIP, "cpu", strip)
+    monkeypatch.setattr(module, "STRIP", dict.fromkeys(module.STRIP, strip))
     network, image = trained(SMALL), noisy(1, *size)
     found = denoise(network, image, tile=tile)
     assert found.dtype == np.float32
@@ -76,7 +76,7 @@ def test_strips_and_tiles_of_any_size(monkeypatch, size, strip, tile) -> None:
     ],
 )
 def test_networks_of_every_form(monkeypatch, spec, channels) -> None:
-    monkeypatch.setitem(module.STRIP, "cpu", 400)
+    monkeypatch.setattr(module, "STRIP", dict.fromkeys(module.STRIP, 400))
     network = trained(spec, channels, scale=20 if "residual" in spec else 1)
     image = noisy(channels, 45, 52)
     np.testing.assert_allclose(denoise(network, image, tile=40), whole(network, image), atol=2e-6)
@@ -86,7 +86,7 @@ def test_networks_of_every_form(monkeypatch, spec, channels) -> None:
 @pytest.mark.parametrize("strip", [1, 5 * 33, 16 * 33, 1 << 20])
 def test_rows_by_fours_whatever_the_height(monkeypatch, height, strip) -> None:
     """With many channels four rows are found at once; what is left over is found one by one, at the end only."""
-    monkeypatch.setitem(module.STRIP, "cpu", strip)
+    monkeypatch.setattr(module, "STRIP", dict.fromkeys(module.STRIP, strip))
     network, image = trained("dncnn_s:depth=4,channels=32"), noisy(1, height, 33)
     assert len(Denoiser(network)._layers[1].kernels) == 6
     np.testing.assert_allclose(denoise(network, image), whole(network, image), atol=2e-6)
@@ -121,15 +121,15 @@ def test_where_it_does_not_pay() -> None:
 @pytest.mark.parametrize(("channels", "most"), [(8, 10 + 6), (32, 10 + 6 + 4 * 3)])
 def test_no_row_is_computed_twice_and_none_is_kept(monkeypatch, channels, most) -> None:
     rows = []
-    convolve = strips._convolve
+    answer_of = strips._answer
 
-    def counted(layer, given):
-        answer = convolve(layer, given)
-        rows.append((id(layer), answer.shape[2]))
+    def counted(layer, given, spare):
+        answer = answer_of(layer, given, spare)
+        rows.append((id(layer), answer.shape[2] - 2 * spare))
         return answer
 
-    monkeypatch.setattr(strips, "_convolve", counted)
-    monkeypatch.setitem(module.STRIP, "cpu", 10 * 30)
+    monkeypatch.setattr(strips, "_answer", counted)
+    monkeypatch.setattr(module, "STRIP", dict.fromkeys(module.STRIP, 10 * 30))
     denoise(trained(f"dncnn_s:depth=6,channels={channels}"), noisy(1, 203, 30))
     assert len(rows) > 100
     for layer in {layer for layer, _ in rows}:
@@ -172,7 +172,7 @@ def test_what_is_beyond_the_range_is_clipped() -> None:
 
 
 def test_the_network_stays_as_it_was_and_progress_ends_at_all_pixels(monkeypatch) -> None:
-    monkeypatch.setitem(module.STRIP, "cpu", 100)
+    monkeypatch.setattr(module, "STRIP", dict.fromkeys(module.STRIP, 100))
     network = trained(SMALL).train()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     seen = []
@@ -284,3 +284,19 @@ def test_what_is_refused() -> None:
         Denoiser(network, tile=12)
     with pytest.raises(UsageError, match="unknown precision 'fp8'"):
         Denoiser(network, precision="fp8")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("fuses", [True, False])
+def test_a_convolution_and_the_relu_after_it(monkeypatch, dtype, fuses) -> None:
+    monkeypatch.setattr(convolve, "_fuses", lambda _: fuses)
+    torch.manual_seed(0)
+    convolution = nn.Conv2d(4, 6, 3, dilation=2, groups=2).to(dtype)
+    values = torch.randn(1, 4, 9, 11, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        answer = convolve.convolve_relu(convolution, values, (4, 2))
+        convolution.double().padding = (4, 2)
+        expected = convolution(values.double()).relu()
+    assert answer.dtype == dtype
+    assert 0.2 < (answer == 0).float().mean() < 0.8
+    torch.testing.assert_close(answer.double(), expected, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-5)

@@ -32,8 +32,11 @@ Precision = Literal["fp32", "bf16"]
 WIDEST = 2048
 """How many columns of an image are worked on at once, at most."""
 
-STRIP = {"cpu": 1 << 15, "cuda": 1 << 20}
-"""Pixels of a strip: on a CPU, what its caches hold of two hidden maps; on a GPU, what keeps it busy."""
+STRIP = {("cpu", "fp32"): 1 << 15, ("cpu", "bf16"): 3 << 16}
+"""Pixels of a strip, as measured: what the caches hold of the hidden maps that are made of one layer."""
+
+STRIP_ELSEWHERE = 1 << 20
+"""Pixels of a strip that keep a GPU busy."""
 
 MOST_AT_ONCE = 1 << 22
 """Pixels of the largest image for a network that looks at all of it: each of its hidden maps then takes 1 GiB."""
@@ -173,8 +176,10 @@ class Denoiser:
         height, width = pixels.shape[1:]
         for left, right in _cuts(width, self.tile, self.halo):
             west, east = max(left - self.halo, 0), min(right + self.halo, width)
-            rows = max(1, STRIP.get(self.device.type, STRIP["cuda"]) // (east - west))
-            strips = Strips(self._layers, min(rows, height), east - west)
+            most = STRIP.get((self.device.type, self.precision), STRIP_ELSEWHERE)
+            strips_in_all = -(-height // max(1, most // (east - west)))
+            rows = -(-height // strips_in_all)
+            strips = Strips(self._layers, east - west)
             done = 0
             for top in range(0, height, rows):
                 strip = self._values(pixels[:, top : top + rows, west:east], white)

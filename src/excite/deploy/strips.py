@@ -4,6 +4,9 @@ Each convolution keeps the last rows of what it was given: those that the next r
 strip therefore passes all convolutions while it still lies in the processor's caches, nothing is computed twice at
 its upper and lower edge, and the memory that is needed does not grow with the height of the image. The answer lags
 behind the input by the reach of the whole chain.
+
+No row is copied on its way but those that are kept: a convolution is padded by as many rows as the next one kept, and
+in the place of what it answers there, which means nothing, the kept rows are put.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from excite.deploy import winograd
+from excite.deploy.convolve import convolve, convolve_relu
 from excite.networks.dncnn import DnCNN
 
 
@@ -75,19 +79,13 @@ class Strips:
 
     Args:
         layers: the chain, in evaluation mode and on the device; float32 or bfloat16.
-        height: the most rows of a strip.
         width: of the image.
     """
 
-    def __init__(self, layers: Sequence[Layer], height: int, width: int) -> None:
+    def __init__(self, layers: Sequence[Layer], width: int) -> None:
         self.layers = layers
-        # Every layer may hold rows back, for its reach and to answer several at once; the last strip brings them all.
-        held = [layer.reach[0] + _rows_at_once(layer) - 1 for layer in layers]
-        most = height + sum(held) + 3 * max(held)
-        # All convolutions read from the same buffer, one after the other: hidden maps are large, and few stay cached.
-        self._buffers = {_kind(layer): _empty(layer.convolution, most, width) for layer in layers}
         # Above the image lie zeros.
-        self._kept = [_empty(layer.convolution, layer.reach[0], width).zero_() for layer in layers]
+        self._kept = [_empty(layer, layer.reach[0], width).zero_() for layer in layers]
 
     def push(self, strip: Tensor, last: bool) -> Tensor | None:
         """The next rows.
@@ -99,83 +97,73 @@ class Strips:
         Returns:
             As many further rows of the answer as can be said by now, (1, C, rows, width); None where there are none.
         """
-        answer = strip
-        after: tuple[nn.Module, ...] = ()
+        first = self.layers[0]
+        spare = self._spare(0)
+        rows = _empty(first, spare + strip.shape[2] + spare, strip.shape[3])
+        rows[:, :, spare : spare + strip.shape[2]] = strip
         for number, layer in enumerate(self.layers):
-            rows = self._put(number, answer, after, last)
-            ready = max(rows - 2 * layer.reach[0], 0)
+            # Around the new rows lie as many of no meaning: there is room for those kept, and for zeros below.
+            kept, reach = self._kept[number], layer.reach[0]
+            below = rows.shape[2] - spare
+            rows[:, :, spare - kept.shape[2] : spare] = kept
+            if last:
+                rows[:, :, below : below + reach] = 0
+                below += reach
+            there = rows[:, :, spare - kept.shape[2] : below]
+            ready = max(there.shape[2] - 2 * reach, 0)
             if not last:
                 ready -= ready % _rows_at_once(layer)
-            buffer = self._buffers[_kind(layer)][:, :, :rows]
-            self._kept[number] = buffer[:, :, ready:].clone()
+            self._kept[number] = there[:, :, ready:].clone()
             if not ready:
                 return None
-            answer, after = _convolve(layer, buffer[:, :, : ready + 2 * layer.reach[0]]), layer.after
-        for module in after:
-            answer = module(answer)
-        return answer
-
-    def _put(self, number: int, answer: Tensor, after: Sequence[nn.Module], last: bool) -> int:
-        """Lay out what a layer is to see: kept rows, the answer of the layer before, zeros below the image.
-
-        Returns:
-            How many rows there are.
-        """
-        layer, kept = self.layers[number], self._kept[number]
-        buffer = self._buffers[_kind(layer)]
-        for module in after[:-1]:
-            answer = module(answer)
-        first, rows = kept.shape[2], kept.shape[2] + answer.shape[2]
-        place = buffer[:, :, first:rows]
-        # A ReLU writes its answer where the next convolution reads it.
-        if after and isinstance(after[-1], nn.ReLU):
-            torch.clamp_min(answer.to(place.dtype), 0, out=place)
-        else:
-            place.copy_(after[-1](answer) if after else answer)
-        buffer[:, :, :first] = kept
-        if last:
-            buffer[:, :, rows : rows + layer.reach[0]] = 0
-            rows += layer.reach[0]
+            spare = self._spare(number + 1)
+            rows = _answer(layer, there[:, :, : ready + 2 * reach], spare)
+            if number + 1 < len(self.layers):
+                rows = rows.to(self.layers[number + 1].convolution.weight.dtype)
         return rows
+
+    def _spare(self, number: int) -> int:
+        """How many rows are to be free above and below what a layer is given."""
+        if number == len(self.layers):
+            return 0
+        return max(self._kept[number].shape[2], self.layers[number].reach[0])
 
 
 def _rows_at_once(layer: Layer) -> int:
     return winograd.ROWS if layer.kernels else 1
 
 
-def _convolve(layer: Layer, rows: Tensor) -> Tensor:
-    if not layer.kernels:
-        return _convolve_directly(layer, rows)
-    count = rows.shape[2] - 2
-    at_once = count - count % winograd.ROWS
-    answer = _rows(layer.convolution.weight, layer.convolution.out_channels, count, rows.shape[3])
-    if at_once:
-        winograd.convolve(rows[:, :, : at_once + 2], layer.kernels, layer.convolution.bias, answer[:, :, :at_once])
-    if at_once < count:
-        answer[:, :, at_once:] = _convolve_directly(layer, rows[:, :, at_once:])
+def _answer(layer: Layer, rows: Tensor, spare: int) -> Tensor:
+    """What a layer makes of rows, with so many rows of no meaning above and below it."""
+    after = layer.after
+    if layer.kernels:
+        answer = _quickly(layer, rows, spare)
+    elif after and type(after[0]) is nn.ReLU:
+        answer, after = convolve_relu(layer.convolution, rows, (spare, layer.reach[1])), after[1:]
+    else:
+        answer = convolve(layer.convolution, rows, (spare, layer.reach[1]))
+    for module in after:
+        answer = answer.relu_() if type(module) is nn.ReLU else module(answer)
     return answer
 
 
-def _convolve_directly(layer: Layer, rows: Tensor) -> Tensor:
+def _quickly(layer: Layer, rows: Tensor, spare: int) -> Tensor:
     convolution = layer.convolution
-    return torch.conv2d(
-        rows,
-        convolution.weight,
-        convolution.bias,
-        padding=(0, layer.reach[1]),
-        dilation=convolution.dilation,
-        groups=convolution.groups,
-    )
+    count = rows.shape[2] - 2
+    at_once = count - count % winograd.ROWS
+    answer = _rows(convolution.weight, convolution.out_channels, spare + count + spare, rows.shape[3])
+    below = spare + at_once
+    if at_once:
+        winograd.convolve(rows[:, :, : at_once + 2], layer.kernels, convolution.bias, answer[:, :, spare:below])
+    if at_once < count:
+        rest = convolve(convolution, rows[:, :, at_once:], (0, layer.reach[1]))
+        answer[:, :, below : spare + count] = rest
+    return answer
 
 
-def _kind(layer: Layer) -> tuple[int, torch.dtype]:
-    """Layers of a kind read from the same buffer."""
-    return layer.convolution.in_channels, layer.convolution.weight.dtype
-
-
-def _empty(convolution: nn.Conv2d, rows: int, cols: int) -> Tensor:
-    """What a convolution reads."""
-    return _rows(convolution.weight, convolution.in_channels, rows, cols)
+def _empty(layer: Layer, rows: int, cols: int) -> Tensor:
+    """What a layer reads."""
+    return _rows(layer.convolution.weight, layer.convolution.in_channels, rows, cols)
 
 
 def _rows(like: Tensor, channels: int, rows: int, cols: int) -> Tensor:
