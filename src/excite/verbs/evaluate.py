@@ -28,6 +28,7 @@ from excite.verbs import scores
 from excite.verbs.evaluate_denoising import evaluate_denoising
 from excite.verbs.evaluate_retrieval import evaluate_retrieval
 from excite.verbs.evaluate_scene import evaluate_scene
+from excite.verbs.source import check_source
 from excite.weights.base import Origin
 from excite.weights.fetch import resolve
 from excite.weights.published import imagenet_classes, imagenet_synsets, known_classes, known_preprocessing
@@ -251,23 +252,6 @@ def open_network(
     assert isinstance(origin, Origin)
     classes = known_classes(path) or origin.classes
     return Opened(network.eval(), "file", classes, known or origin.preprocessing)
-
-
-def check_source(source: str | Path, weights: str | Path | None) -> None:
-    """Refuse what is neither a run nor a spec with weights, before anything is fetched or read.
-
-    Raises:
-        UsageError: it is neither, or a run with other weights.
-    """
-    if (Path(source) / "recipe.yaml").is_file():
-        if weights is not None:
-            raise UsageError(f"{source} is a run and has weights of its own: leave the others out.")
-    elif weights is None:
-        if Path(source).is_dir():
-            raise UsageError(f"{source} is not a run: it has no recipe.yaml.")
-        raise UsageError(
-            f"'{source}' is not a run, and as a network spec it has random weights: add --weights imagenet or a file."
-        )
 
 
 def count_outputs(network: nn.Module, preprocessing: Preprocessing, device: str = "auto") -> int:

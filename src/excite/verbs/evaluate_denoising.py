@@ -19,6 +19,7 @@ from excite.training.fit import pick_device
 from excite.training.recipe_data import drawn_channels
 from excite.training.run import Run
 from excite.verbs.scores import score_pictures
+from excite.verbs.source import check_source
 from excite.weights.fetch import resolve
 
 log = logging.getLogger(__name__)
@@ -143,9 +144,8 @@ def open_denoising(
             raise UsageError("a module has weights of its own: leave the others out.")
         own = getattr(source, "in_channels", None)
         return Denoising(source, own if isinstance(own, int) else channels or 1)
-    if (Path(source) / "recipe.yaml").is_file():
-        if weights is not None:
-            raise UsageError(f"{source} is a run and has weights of its own: leave the others out.")
+    check_source(source, weights)
+    if weights is None:
         run = Run.open(source)
         if run.card["task"] != "denoising":
             raise UsageError(
@@ -153,10 +153,6 @@ def open_denoising(
             )
         trained = run.load()
         return Denoising(trained.network, trained.preprocessing.channels, run.card["degradation"], run)
-    if weights is None:
-        raise UsageError(
-            f"'{source}' is not a run, and as a network spec it has random weights: add --weights with a file."
-        )
     path, _ = resolve(str(source), weights)
     network = create(str(source), weights=path).eval()
     own = getattr(network, "in_channels", None)

@@ -18,7 +18,8 @@ from excite.networks.catalog import CATALOG
 from excite.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from excite.spec import parse_spec
 from excite.training.fit import pick_device
-from excite.verbs.evaluate import check_source, count_outputs, open_network, output_classes
+from excite.verbs.evaluate import count_outputs, open_network, output_classes
+from excite.verbs.source import check_source
 
 log = logging.getLogger(__name__)
 

@@ -27,7 +27,6 @@ from excite.training.bars import Step, bar
 from excite.training.fit import pick_device
 from excite.training.run import Run
 from excite.verbs import files_of_maps
-from excite.verbs.evaluate import check_source
 from excite.verbs.noise_levels import (
     Choice,
     Levels,
@@ -40,6 +39,7 @@ from excite.verbs.noise_levels import (
     levels_of,
     told,
 )
+from excite.verbs.source import check_source
 
 log = logging.getLogger(__name__)
 
