@@ -6,20 +6,15 @@ cost scatter are Plotly figures (``figures.py``).
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
-import re
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from markupsafe import Markup
-
 from excite.report import figures, wording
-from excite.report.figures import SYMBOLS, Curves
+from excite.report.figures import Curves
+from excite.report.page import plotly_js, settings, templates, unbroken
 
 
 def compare_page(result: dict[str, Any], curves: Curves) -> str:
@@ -34,11 +29,11 @@ def compare_page(result: dict[str, Any], curves: Curves) -> str:
     cost_figures = figures.cost_figures(result)
     plots = {figure["id"]: figure["plot"] for figure in [*curve_figures, *cost_figures]}
     scale = _scale(result)
-    template = _templates().get_template("compare.html")
+    template = templates().get_template("compare.html")
     return template.render(
         result=result,
         title=_title(result),
-        heading=_unbroken(result["verdict"] or _title(result)),
+        heading=unbroken(result["verdict"] or _title(result)),
         name_capital=wording.capital(wording.metric_name(result["metric"]["name"])),
         facts=_facts(result),
         difference_unit=wording.difference_unit(result["metric"]["unit"]),
@@ -53,49 +48,18 @@ def compare_page(result: dict[str, Any], curves: Curves) -> str:
         has_control=any(entry["role"] == "control" for entry in result["results"]),
         contenders=sum(entry["role"] != "baseline" for entry in result["results"]),
         runs=_runs(result),
-        recipe=_settings(result["recipe"]),
+        recipe=settings(result["recipe"]),
         curve_figures=curve_figures,
         cost_figures=cost_figures,
         figures=figures.finite(plots),
-        plotly_js=_plotly_js() if plots else "",
+        plotly_js=plotly_js() if plots else "",
     )
-
-
-@functools.cache
-def _templates() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("excite.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals["symbols"] = [path for _, path in SYMBOLS]
-    environment.filters["breakable"] = _breakable
-    return environment
-
-
-def _breakable(spec: str) -> Markup:
-    """A long spec that may be broken after its separators rather than within a word."""
-    return Markup("<wbr>").join(re.split(r"(?<=[:,+/])", spec))
-
-
-@functools.cache
-def _plotly_js() -> Markup:
-    from plotly.offline import get_plotlyjs
-
-    return Markup(get_plotlyjs())
 
 
 def _title(result: dict[str, Any]) -> str:
     specs = [entry["spec"] for entry in result["results"]]
     named = ", ".join(specs) if len(specs) <= 3 else f"{len(specs)} networks"
     return f"{named} on {result['data']}"
-
-
-def _unbroken(text: str) -> str:
-    """The sentence with every number kept on one line with its percent sign."""
-    return text.replace(" %", "\u00a0%")
 
 
 def _facts(result: dict[str, Any]) -> list[tuple[str, str]]:
@@ -273,28 +237,3 @@ def _runs(result: dict[str, Any]) -> list[dict[str, str]]:
         for seed, start, score, run in columns:
             rows.append({"spec": entry["spec"], "seed": seed, "start": start, "score": score, "run": run})
     return rows
-
-
-def _settings(recipe: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """A nested recipe as one group per top-level key, deeper keys joined by dots as ``--set`` takes them."""
-    plain = [(key, _yaml(value)) for key, value in recipe.items() if not isinstance(value, Mapping)]
-    groups = [("recipe", plain)] if plain else []
-    groups += [(key, list(_flat(value))) for key, value in recipe.items() if isinstance(value, Mapping)]
-    return [(name, settings) for name, settings in groups if settings]
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
-    for key, value in settings.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", _yaml(value)
-
-
-def _yaml(value: Any) -> str:
-    """A setting as it stands in the recipe."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(_yaml(item) for item in value) + "]"
-    return str(value)

@@ -64,7 +64,7 @@ def curve_figures(result: dict[str, Any], curves: Curves) -> list[dict[str, Any]
         if not strong:
             continue
         title = _series_title(name, result["metric"])
-        layout = _layout("Epoch")
+        layout = plain_layout("Epoch")
         layout["hovermode"] = "x unified"
         layout["xaxis"]["unifiedhovertitle"] = {"text": "Epoch %{x}"}
         if min(values) > 0 and max(values) > 30 * min(values):  # a loss that falls by decades
@@ -96,7 +96,7 @@ def _seed_lines(index: int, points: list[dict[float, float]]) -> Figure:
     ys: list[float | None] = []
     for seed in points:
         xs += [*seed, None]
-        ys += [_short(value) for value in seed.values()] + [None]
+        ys += [short(value) for value in seed.values()] + [None]
     return {
         "type": "scatter", "mode": "lines", "x": xs, "y": ys, "opacity": 0.28, "hoverinfo": "skip",
         "legendgroup": f"series-{index}", "line": {"color": _color(index), "width": 1},
@@ -105,7 +105,7 @@ def _seed_lines(index: int, points: list[dict[float, float]]) -> Figure:
 
 def _mean_line(index: int, entry: dict[str, Any], epochs: list[float], means: list[float]) -> Figure:
     return {
-        "type": "scatter", "x": epochs, "y": [_short(value) for value in means], "name": html.escape(entry["spec"]),
+        "type": "scatter", "x": epochs, "y": [short(value) for value in means], "name": html.escape(entry["spec"]),
         "mode": "lines" if len(epochs) > 1 else "markers", "legendgroup": f"series-{index}",
         "line": {"color": _color(index), "width": 2.25, "dash": _dash(index)},
         "marker": {"color": _color(index), "symbol": _symbol(index), "size": 9},
@@ -144,7 +144,7 @@ def cost_figures(result: dict[str, Any]) -> list[dict[str, Any]]:
         if len(entries) < 2:
             continue
         xs = [entry[key] / unit for _, entry in entries]
-        layout = _layout(title)
+        layout = plain_layout(title)
         layout["hovermode"] = "closest"
         if min(xs) > 0 and max(xs) > 20 * min(xs):
             layout["xaxis"] |= {"type": "log", "dtick": "D2", "minorloglabels": "complete"}
@@ -222,7 +222,8 @@ def _padded(values: Sequence[float], share: float) -> list[float]:
     return [low - room, high + room]
 
 
-def _layout(x_title: str) -> Figure:
+def plain_layout(x_title: str) -> Figure:
+    """What the charts of all pages have in common: a quiet grid, no legend, room for the tick labels."""
     axis: Figure = {
         "gridcolor": "--grid", "linecolor": "--line", "zeroline": False, "showline": False, "ticks": "",
         "tickfont": {"color": "--soft", "size": 12}, "fixedrange": False, "automargin": False,
@@ -257,7 +258,7 @@ def _ellipsis(spec: str, most: int = 30) -> str:
     return spec if len(spec) <= most else f"{spec[: most // 2]}…{spec[-(most // 2 - 1) :]}"
 
 
-def _short(value: float) -> float:
+def short(value: float) -> float:
     """Five significant digits: all a chart can show, at half the size on disk."""
     return float(f"{value:.5g}")
 

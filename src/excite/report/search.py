@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import base64
-import functools
 import io
+import os
+import re
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from PIL import Image
 
 from excite.data.images import BrokenImageError, decode
 from excite.report import wording
+from excite.report.page import templates
+
+_STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all control characters but tabs and ends of lines
 
 SIDE = 480
 """The longer side of a picture on the page, in pixels."""
@@ -28,7 +31,7 @@ def search_page(result: dict[str, Any]) -> str:
     """
     query = result["query"]
     cards = [_card(hit) for hit in result["hits"]]
-    template = _templates().get_template("search.html")
+    template = templates().get_template("search.html")
     return template.render(
         title=legible(query.get("text") or Path(query["image"]).name),
         text=legible(query["text"]) if "text" in query else None,
@@ -40,19 +43,11 @@ def search_page(result: dict[str, Any]) -> str:
 
 
 def legible(text: str) -> str:
-    """A text without what cannot be written: the name of a file may hold bytes that are no letters."""
-    return text.encode(errors="replace").decode()
+    """A text without what cannot be written, and without what would steer a terminal.
 
-
-@functools.cache
-def _templates() -> jinja2.Environment:
-    return jinja2.Environment(
-        loader=jinja2.PackageLoader("excite.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    The name of a file may hold bytes that are no letters.
+    """
+    return _STEERING.sub("�", text.encode(errors="replace").decode())
 
 
 def _facts(result: dict[str, Any]) -> list[tuple[str, str]]:
@@ -80,6 +75,9 @@ def _card(hit: dict[str, Any]) -> dict[str, Any]:
 
 def _picture(path: str) -> dict[str, Any]:
     """A small version as a data URI with its size, or why there is none."""
+    # A folder cannot be read, and a pipe or a device might have no end.
+    if os.path.exists(path) and not os.path.isfile(path):
+        return {"missing": "is not a file"}
     try:
         pixels = decode(Path(path).read_bytes())
     except BrokenImageError as error:

@@ -63,6 +63,11 @@ def significant(value: float | None, digits: int = 3) -> str:
     return f"{value:,.{max(0, digits - whole)}f}".replace("-", MINUS)
 
 
+def percent(share: float | None) -> str:
+    """A share as ``2.6 %``, to two digits, on one line with its sign."""
+    return f"{significant(100 * share, 2)}\u00a0%" if share is not None and math.isfinite(share) else MISSING
+
+
 def magnitude(count: float | None) -> str:
     """Parameters or MACs to three digits: ``272 k``, ``40.8 M``, ``4.09 G``."""
     if count is None or not math.isfinite(count):

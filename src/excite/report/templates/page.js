@@ -1,6 +1,6 @@
 "use strict";
-(() => {
-  const figures = document.getElementById("figures").textContent;
+const page = (() => {
+  const figures = JSON.parse(document.getElementById("figures").textContent);
   const root = document.documentElement;
   const charts = [...document.querySelectorAll(".chart")];
   const hidden = new Set();
@@ -11,7 +11,7 @@
   // A colour such as "--series-1" is a variable of the style sheet, and so depends on the light or dark scheme.
   function coloured() {
     const style = getComputedStyle(root);
-    return JSON.parse(figures, (key, value) =>
+    return JSON.parse(JSON.stringify(figures), (key, value) =>
       typeof value === "string" && /color$/.test(key) && value.startsWith("--") ? style.getPropertyValue(value).trim() : value);
   }
 
@@ -53,9 +53,11 @@
     }
   }
 
-  function draw() {
+  // Draws the charts again; those whose figure is not there yet are left to whoever makes it.
+  function draw(chosen = charts) {
     const all = coloured();
-    for (const chart of charts) {
+    for (const chart of chosen) {
+      if (!all[chart.dataset.figure]) continue;
       const { data, layout } = all[chart.dataset.figure];
       const width = chart.clientWidth, height = chart.clientHeight;
       for (const trace of data) trace.visible = !hidden.has(trace.legendgroup);
@@ -79,7 +81,7 @@
     });
   }
 
-  for (const radio of document.querySelectorAll(".switch input")) {
+  for (const radio of document.querySelectorAll(".switch input[data-spoken]")) {
     const choose = () => {
       const chart = document.getElementById(`${radio.name}-chart`);
       chart.dataset.figure = radio.value;
@@ -102,16 +104,17 @@
     draw();
   });
 
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => draw());
   const seen = new Map();
   const observer = new ResizeObserver((entries) => {
     const changed = entries.filter(({ target }) => seen.get(target) !== target.clientWidth);
     for (const { target } of entries) seen.set(target, target.clientWidth);
-    if (changed.length) requestAnimationFrame(draw);
+    if (changed.length) requestAnimationFrame(() => draw());
   });
   draw();
   for (const chart of charts) {
     seen.set(chart, chart.clientWidth);
     observer.observe(chart);
   }
+  return { figures, draw };
 })();
