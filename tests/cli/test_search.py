@@ -85,6 +85,23 @@ def test_the_index_is_in_the_run_unless_it_is_said_where(excite, place) -> None:
     assert excite("search", place / "run" / "index", "--text", "blue")[0] == 0
 
 
+def test_texts_and_names_are_printed_as_they_are(excite, place) -> None:
+    (place / "in" / "[red].png").rename(place / "in" / ":cat:[b].png")
+    (place / "in" / "texts.csv").write_text("file,text\n:cat:[b].png,red :smile: [bold]x[/bold] \x1b[31mend\n")
+    assert excite("index", place / "run", place / "in" / "texts.csv", "--out", place / ":dog: i")[0] == 0
+    for option, query in (("--text", "red"), ("--image", place / "in" / ":cat:[b].png")):
+        code, printed, _ = excite("search", place / ":dog: i", option, query)
+        assert code == 0
+        assert ":cat:[b].png" in printed
+        assert "red :smile: [bold]x[/bold] �[31mend" in printed
+        assert "\x1b" not in printed
+    (place / "lines.txt").write_text("nothing\x1b[2J\nred")
+    code, printed, told = excite("index", place / "run", place / "lines.txt", "--out", place / ":dog: i")
+    assert code == 1
+    assert ":dog: i --text" in printed
+    assert "\x1b" not in told
+
+
 def test_what_failed_makes_the_exit_code_one(excite, place) -> None:
     (place / "in" / "cut.png").write_bytes((place / "in" / "[red].png").read_bytes()[:60])
     code, printed, told = excite("index", place / "run", place / "in")
@@ -105,6 +122,9 @@ def test_wrong_usage_makes_it_two(excite, place) -> None:
         (("search", made), "give one of the two"),
         (("search", made, "--text", "red", "--image", place / "in" / "[red].png"), "give one of the two"),
         (("search", made, "--text", "red", "--top", 0), "--top"),
+        (("search", made, "--text", "red", "--top", -3), "--top"),
+        (("search", made, "--text", ""), "The text to search for is empty"),
+        (("search", made, "--image", ""), "There is no image file"),
         (("search", made, "--text", "red", "--among", "sound"), "--among"),
         (("search", made, "--text", "red", "--run", place), "is not a run"),
         (("search", place, "--text", "red"), "is not an index"),

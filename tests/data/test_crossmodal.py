@@ -433,6 +433,8 @@ def test_python_objects_are_not_read(tmp_path: Path) -> None:
         ("digits", "names no pairs"),
         ("crossmodal:/nowhere/at/all", "There is no file or folder /nowhere/at/all"),
         ("crossmodal:{}", "holds no pairs of images and texts"),
+        ("crossmodal:/dev/null", "holds no pairs of images and texts"),
+        ("crossmodal:/" + 500 * "x", "There is no file or folder"),
     ],
 )
 def test_wrong_specs(spec: str, match: str, tmp_path: Path) -> None:
@@ -712,6 +714,17 @@ def test_a_table_without_splits_keeps_the_rows_of_a_picture_together(tmp_path: P
     assert len(parts[0].images.pixels) == len(counts[0])
 
 
+def test_a_picture_is_one_however_its_name_is_written(tmp_path: Path) -> None:
+    more = [
+        {"file": f"./pictures//{i:02d}.png", "text": "again, said in other words", "labels": list(SUBJECTS)[i % 3]}
+        for i in range(30)
+    ]
+    write_table(tmp_path, split=False, rows=more)
+    data = load(tmp_path, image_size=16)
+    parts = [part for part in (data.train, data.val, data.test) if part is not None]
+    assert [set(Counter(part.names).values()) for part in parts] == [{2}] * 3
+
+
 @pytest.mark.parametrize("memory_limit", [1 << 30, 0])
 def test_a_broken_picture(memory_limit: int, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = write_table(tmp_path)
@@ -781,6 +794,8 @@ def test_ready_vectors_beside_a_table(tmp_path: Path, caplog: pytest.LogCaptureF
         ("", "one column 'file'"),
         ("file,text,labels\n", "holds no pairs"),
         ("file,text,labels\na.png,hello, world,x", "Line 2 .* has not the 3 fields"),
+        ("file;text;labels\na.png;hello;x", "It seems to have ';' between its columns"),
+        ("\ufefffile\ttext\tlabels\na.png\thello\tx", "It seems to have tabs between its columns"),
         ("file,text,labels\na.png,hello", "Line 2 .* has not the 3 fields"),
         ("file,text,labels\na.png,hello,x\nb.png,you,x", r"1 of 2 rows .* that does not exist: row 3 \(b.png\)"),
         ("file,text,labels\n" + 300 * "text " + ",a.png,x", "1 of 1 rows .* that does not exist"),
@@ -806,7 +821,7 @@ def test_a_table_that_is_no_text(tmp_path: Path) -> None:
     with pytest.raises(ExciteError, match="not in UTF-8"):
         load(path)
     path.write_text('file,text,labels\na.png,"hello,x')
-    with pytest.raises(ExciteError, match="Cannot read"):
+    with pytest.raises(ExciteError, match=r"Cannot read .*pairs\.csv, line 2: unexpected end"):
         load(path)
     (tmp_path / "other.csv").write_text("")
     with pytest.raises(UsageError, match="holds several CSV files"):
@@ -919,10 +934,13 @@ class FakeSentences:
         if model == "missing":
             raise OSError("no such model.\nAsk elsewhere.")
         self.width = 3 if model == "narrow" else 26
+        self.damaged = model == "damaged"
 
     def encode(self, texts: list[str], **options: Any) -> np.ndarray:
         assert options["normalize_embeddings"]
         counts = np.array([[text.lower().count(chr(97 + i)) for i in range(self.width)] for text in texts])
+        if self.damaged:
+            return counts * np.nan
         return counts / np.maximum(np.linalg.norm(counts, axis=1, keepdims=True), 1e-9)
 
 
@@ -950,6 +968,8 @@ def test_vectors_of_a_sentence_model(tmp_path: Path) -> None:
     assert torch.equal(again.text_vectors(data.train.strings), data.train.texts)
     with pytest.raises(UsageError, match="leave it out"):
         load(path, image_size=8, text="sentence:wide", text_dim=20)
+    with pytest.raises(ExciteError, match="model damaged gives numbers that are not finite"):
+        load(path, image_size=8, text="sentence:damaged")
     with pytest.raises(ExciteError, match="missing cannot be loaded: no such model"):
         load(path, image_size=8, text="sentence:missing")
 

@@ -52,4 +52,5 @@ def test_notes_are_numbered_once():
     )
     assert lines[3] == "|  |  |  | 1.2 |  |  | 25.00 | The same, release; ImageNet validation |"
     assert lines[-1] == "[1] counted otherwise."
+    assert "| 4396 numbers |" in networks_table([row | {"input_size": 1, "in_channels": 4396}])
     assert "| 25²×30 |" in networks_table([row | {"input_size": 25, "in_channels": 30}])

@@ -2,13 +2,14 @@
 
 import base64
 import io
+import os
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from excite.report.search import SIDE, search_page
+from excite.report.search import SIDE, legible, search_page
 
 
 class Page(HTMLParser):
@@ -106,6 +107,31 @@ def test_a_picture_that_cannot_be_shown_is_told(result, tmp_path) -> None:
     assert page.pictures() == []
     assert page.said.count("is not there any more") == 2
     assert "cannot be read: not an image that can be read" in page.said
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+def test_what_is_no_file_is_not_waited_for(result, tmp_path) -> None:
+    (tmp_path / "small.png").unlink()
+    os.mkfifo(tmp_path / "small.png")
+    assert "is not a file" in Page(search_page(result)).said
+
+
+def test_style_is_in_the_head_and_names_stay_text(result, tmp_path) -> None:
+    name = '"><img src=x onerror=alert(1)>.png'
+    (tmp_path / "small.png").rename(tmp_path / name)
+    result["hits"][1]["path"] = str(tmp_path / name)
+    text = search_page(result)
+    page = Page(text)
+    tags = [tag for tag, _ in page.elements]
+    assert tags.count("style") == 1
+    assert tags.index("style") < tags.index("main")
+    assert len(page.pictures()) == 3
+    assert name in page.said
+    assert not [one for _, one in page.elements if "onerror" in one]
+
+
+def test_what_steers_a_terminal_is_taken_out() -> None:
+    assert legible("a\x1b[31mb\x07\r\n\tc\x9b") == "a�[31mb��\n\tc�"
 
 
 def test_no_hits_make_a_page(result) -> None:

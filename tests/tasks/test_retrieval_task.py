@@ -1,17 +1,22 @@
 """The three losses against the paper's equations written out with loops, and the scores against scikit-learn."""
 
 import math
+import os
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.metrics import average_precision_score
 from torch import nn
 
 from excite.create import create
 from excite.data.crossmodal import CrossmodalSplit
+from excite.data.crossmodal_pairs import Files
+from excite.data.crossmodal_pictures import Pictures
 from excite.errors import ExciteError, UsageError
+from excite.preprocessing import Preprocessing
 from excite.tasks.retrieval import (
     TASK,
     RetrievalTask,
@@ -190,6 +195,29 @@ def test_a_network_is_scored_in_evaluation_mode_and_left_as_it_was():
         torch.testing.assert_close(u, network.embed_images(split.images))
         torch.testing.assert_close(v, network.embed_texts(split.texts))
     assert torch.equal(labels, split.labels)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_pictures_are_prepared_by_the_workers_asked_for(workers, tmp_path):
+    names = tuple(f"{i}.png" for i in range(40))
+    for i, name in enumerate(names):
+        Image.fromarray(np.full((4, 4, 3), 6 * i, np.uint8)).save(tmp_path / name)
+    pictures = Pictures(Files(tmp_path, names, np.arange(40)), Preprocessing(4, (0.0,) * 3, (1.0,) * 3), False)
+    known, here = split_of(40), set()
+    split = CrossmodalSplit(pictures, known.texts, known.labels, names)
+    network = create(SMALL, 3)
+    network.backbone = nn.Sequential(nn.Flatten(), nn.Linear(48, 7))
+    read = pictures.read
+    pictures.read = lambda indices: (here.add(os.getpid()), read(indices))[1]
+    seen = []
+    found = score(network, split, None, workers=workers, step=lambda done, total: seen.append((done, total)))
+    assert seen == [(32, 40), (40, 40)]
+    assert bool(here) == (workers == 0), "this process has read pictures"
+    pictures.read = read
+    np.testing.assert_array_equal(found.scores, score(network, split).scores)
+    (tmp_path / "7.png").write_bytes(b"")
+    with pytest.raises(ExciteError, match=r"7\.png"):  # though the data let broken ones be skipped in training
+        score(network, split, None, workers=workers)
 
 
 def test_what_cannot_be_scored():

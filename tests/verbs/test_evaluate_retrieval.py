@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -188,6 +189,33 @@ def test_wrong_use_is_one_sentence(run: Run, tmp_path: Path) -> None:
     (damaged / "inputs.safetensors").write_bytes(b"nothing")
     with pytest.raises(ExciteError, match=r"inputs\.safetensors is missing or damaged"):
         evaluate(damaged, "digits-words")
+
+
+def test_a_network_of_pairs_names_nothing(run: Run, tmp_path: Path) -> None:
+    from excite.verbs.predict import predict
+
+    for source, more in (
+        (run.folder, {}),
+        ("dscmr", {}),
+        ("dscmr:dim=8", {"weights": run.folder / "model.safetensors"}),
+    ):
+        with pytest.raises(UsageError, match=f"{source} puts images and texts into one space .* excite search"):
+            list(predict(source, [tmp_path], **more))
+    said = CliRunner().invoke(app, ["predict", "dscmr", str(tmp_path)])
+    assert isinstance(said.exception, UsageError)
+
+
+def test_a_device_that_is_not_there_is_told(run: Run) -> None:
+    for device in ("gpu", "cuda:99", "", "cpu:x"):
+        with pytest.raises(UsageError, match=f"device '{device}' is not available here"):
+            RunEmbedder(run.folder, device)
+
+
+def test_a_network_of_another_kind_is_no_embedder(run: Run, monkeypatch) -> None:
+    other = dataclasses.replace(run.load(), network=torch.nn.Linear(1, 1))
+    monkeypatch.setattr(Run, "load", lambda self: other)
+    with pytest.raises(UsageError, match="cannot embed an image or a text alone"):
+        RunEmbedder(run.folder, "cpu")
 
 
 def test_the_command_prints_both_directions(run: Run) -> None:

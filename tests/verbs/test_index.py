@@ -1,5 +1,6 @@
 """Indexes of pictures and texts: what is found, what is added, what survives."""
 
+import io
 import json
 import os
 import signal
@@ -352,6 +353,10 @@ def test_wrong_inputs_are_named(tmp_path, photos, embedder) -> None:
     (tmp_path / "columns.csv").write_text("fiel,label\na,b\n")
     (tmp_path / "fields.csv").write_text("file,text\na.png,one,two\n")
     (tmp_path / "twice.csv").write_text("text,text\na,b\n")
+    (tmp_path / "semicolons.csv").write_text("file;text\na.png;red\n", encoding="utf-8-sig")
+    (tmp_path / "tabs.csv").write_text("file\ttext\na.png\tred\n")
+    (tmp_path / "quotes.csv").write_text('file,text\na.png,red\nb.png,"red" and blue\n')
+    (tmp_path / "wide.csv").write_text("file,text\na.png,red\n", encoding="utf-16")
     (tmp_path / "other.bin").write_bytes(b"")
     for path, kind, said in (
         (tmp_path / "none", UsageError, "There is no"),
@@ -361,6 +366,11 @@ def test_wrong_inputs_are_named(tmp_path, photos, embedder) -> None:
         (tmp_path / "columns.csv", UsageError, "did you mean 'fiel'"),
         (tmp_path / "fields.csv", UsageError, "Line 2 .* into quotes"),
         (tmp_path / "twice.csv", UsageError, "one of each"),
+        (tmp_path / "semicolons.csv", UsageError, "It seems to have ';' between its columns: save it with commas"),
+        (tmp_path / "tabs.csv", UsageError, "It seems to have tabs between its columns"),
+        (tmp_path / "quotes.csv", ExciteError, r"quotes\.csv, line 3: ',' expected"),
+        (tmp_path / "wide.csv", ExciteError, "not in UTF-8"),
+        (Path(500 * "x"), UsageError, "There is no"),
         (tmp_path / "other.bin", UsageError, "cannot be indexed"),
     ):
         with pytest.raises(kind, match=said):
@@ -380,6 +390,7 @@ def test_wrong_inputs_are_named(tmp_path, photos, embedder) -> None:
 
 def test_wrong_searches_are_named(tmp_path, photos, embedder) -> None:
     index(embedder, photos, tmp_path / "i")
+    (tmp_path / "dir.html").mkdir()
     for options, kind, said in (
         ({}, UsageError, "give one of the two"),
         ({"text": "red", "image": photos / "red.png"}, UsageError, "give one of the two"),
@@ -390,10 +401,24 @@ def test_wrong_searches_are_named(tmp_path, photos, embedder) -> None:
         ({"text": "red", "top": 0}, UsageError, "top is 0"),
         ({"text": "red", "among": "text"}, UsageError, "holds no texts"),
         ({"text": "red", "among": "sound"}, UsageError, "choose image, text, all"),
-        ({"text": "red", "page": tmp_path}, ExciteError, "Cannot write"),
+        ({"text": "red", "page": tmp_path}, UsageError, r"ends in \.html"),
+        ({"text": "red", "page": photos / "red.png"}, UsageError, r"red\.png is no name of a page"),
+        ({"text": "red", "page": tmp_path / "dir.html"}, ExciteError, "Cannot write"),
+        ({"image": "a picture of " + 100 * "red "}, UsageError, "There is no image file a picture of red"),
     ):
         with pytest.raises(kind, match=said):
             search(tmp_path / "i", run=embedder, **options)
+
+
+def changed_items(good, change):
+    lines = [json.loads(line) | change for line in good["items-1.jsonl"].decode().splitlines()]
+    return "".join(json.dumps(line) + "\n" for line in lines).encode()
+
+
+def stored(vectors):
+    content = io.BytesIO()
+    np.save(content, vectors)
+    return content.getvalue()
 
 
 def test_damaged_indexes_are_told(tmp_path, photos, embedder) -> None:
@@ -412,14 +437,109 @@ def test_damaged_indexes_are_told(tmp_path, photos, embedder) -> None:
         ("items-1.jsonl", None, "items-1.jsonl"),
         ("items-1.jsonl", good["items-1.jsonl"][:-30], "items-1.jsonl is damaged"),
         ("items-1.jsonl", b"\xff" + good["items-1.jsonl"], "items-1.jsonl is damaged"),
+        *(
+            ("index.json", json.dumps(settings | wrong).encode(), "index.json is damaged")
+            for wrong in (
+                {"dim": 0},
+                {"dim": "x"},
+                {"dim": float("inf")},
+                {"network": {"run": 5, "sha256": embedder.checksum}},
+                {"network": {"run": None, "sha256": 5}},
+                {"parts": settings["parts"] * 2},
+                *(
+                    {"parts": [settings["parts"][0] | part]}
+                    for part in (
+                        {"count": 0},
+                        {"count": -5},
+                        {"replaced": [5]},
+                        {"replaced": [-1]},
+                        {"kind": "sound"},
+                    )
+                ),
+            )
+        ),
+        ("index.json", b"[" * 100_000, "index.json is damaged"),
+        *(
+            ("items-1.jsonl", changed_items(good, change), "items-1.jsonl is damaged")
+            for change in (
+                {"path": 5},
+                {"path": None},
+                {"path": "../../etc/passwd"},
+                {"path": "/a\0b"},
+                {"text": 7},
+                {"more": 1},
+            )
+        ),
+        ("vectors-1.npy", stored(np.full((5, 16), np.nan, np.float32)), "vectors-1.npy is damaged: .* not finite"),
+        ("vectors-1.npy", stored(np.full((5, 16), 9, np.float32)), "vectors-1.npy is damaged: .* not of length 1"),
     ):
         (made / name).unlink()
         if wrong is not None:
             (made / name).write_bytes(wrong)
         with pytest.raises(ExciteError, match=said):
             search(made, text="red", run=embedder)
+        if name != "vectors-1.npy":
+            with pytest.raises(ExciteError, match=said):
+                index(embedder, photos, made)
         (made / name).write_bytes(good[name])
     assert search(made, text="red", run=embedder)["hits"]
+
+
+def test_nothing_is_added_to_an_index_that_has_lost_some(tmp_path, photos, embedder) -> None:
+    index(embedder, photos / "table.csv", tmp_path / "i")
+    (tmp_path / "i" / "vectors-1.npy").unlink()
+    before = content(tmp_path / "i")
+    with pytest.raises(ExciteError, match=r"vectors-1\.npy is missing"):
+        index(embedder, photos, tmp_path / "i")
+    assert content(tmp_path / "i") == before
+
+
+def test_faiss_tells_of_damage_too(tmp_path, photos, embedder) -> None:
+    pytest.importorskip("faiss")
+    index(embedder, photos, tmp_path / "i")
+    for wrong, said in ((np.nan, "not finite"), (9, "not of length 1")):
+        vectors = np.load(tmp_path / "i" / "vectors-1.npy")
+        vectors[1] = wrong
+        (tmp_path / "i" / "vectors-1.npy").write_bytes(stored(vectors))
+        with pytest.raises(ExciteError, match=rf"vectors-1\.npy is damaged: .* {said}"):
+            search(tmp_path / "i", text="red", run=embedder, faiss=True)
+
+
+def test_a_picture_that_has_changed_keeps_its_text(tmp_path, photos, embedder) -> None:
+    index(embedder, photos / "table.csv", tmp_path / "i")
+    paint(photos / "red.png", "blue", size=(30, 30))
+    index(embedder, photos, tmp_path / "i")  # which gives no text
+    hits = search(tmp_path / "i", text="blue", run=embedder)["hits"]
+    assert (Path(hits[0]["path"]).name, hits[0]["text"]) == ("red.png", TEXTS["red.png"])
+    (photos / "table.csv").write_text("file,text\nred.png,It has become blue.\n")
+    index(embedder, photos / "table.csv", tmp_path / "i")
+    assert search(tmp_path / "i", text="blue", run=embedder)["hits"][0]["text"] == "It has become blue."
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+def test_what_is_no_file_is_not_read(tmp_path, photos, embedder) -> None:
+    os.mkfifo(photos / "pipe.png")  # to read it would be to wait for ever
+    (tmp_path / "rows.csv").write_text("file,text\nphotos/pipe.png,red\nphotos,green\na\0b.png,blue\n")
+    made = index(embedder, tmp_path / "rows.csv", tmp_path / "i")
+    assert [(Path(row["file"]).name, row["error"]) for row in made["errors"]] == [
+        ("pipe.png", "not a file"), ("photos", "not a file"), ("a\0b.png", "no name of a file"),
+    ]  # fmt: skip
+    assert (made["images"], made["texts"]) == (0, 3)
+    assert index(embedder, photos, tmp_path / "i")["images"] == 5  # the pipe is passed over
+    (photos / "loop").symlink_to("loop")
+    with pytest.raises(ExciteError, match=r"Cannot read .*photos"):
+        index(embedder, photos, tmp_path / "i")
+
+
+def test_paths_that_lead_elsewhere_give_nothing_away(tmp_path, photos, embedder) -> None:
+    (tmp_path / "secret.txt").write_text("the secret is red")
+    (photos / "rows.csv").write_text("file,text\n../secret.txt,red\n../photos/red.png,red\n")
+    made = index(embedder, photos / "rows.csv", tmp_path / "i")
+    assert [row["file"] for row in made["errors"]] == [str(tmp_path / "secret.txt")]
+    assert "not an image" in made["errors"][0]["error"]
+    assert index(embedder, photos, tmp_path / "i")["known"] == 1  # one picture, however it is written
+    result = search(tmp_path / "i", text="red", run=embedder, among="all", page=tmp_path / "page.html")
+    assert "secret is" not in json.dumps(result) + (tmp_path / "page.html").read_text()
 
 
 def test_names_may_be_of_any_bytes(tmp_path, embedder) -> None:

@@ -51,8 +51,9 @@ def run(
     import sys
 
     from rich.console import Console
-    from rich.markup import escape
+    from rich.text import Text
 
+    from excite.report.search import legible
     from excite.report.wording import duration
     from excite.verbs.index import index
 
@@ -67,9 +68,9 @@ def run(
         changes += [f"{result[name]:,} {said}" for name, said in _CHANGES.items() if result[name]]
         console.print(f"{', '.join(changes)} in {duration(result['seconds'])}")
         console.print(f"The index holds {result['images']:,} images and {result['texts']:,} texts")
-        console.print(f'Search it:  excite search {escape(result["index"])} --text "…"', soft_wrap=True)
+        console.print(Text(f'Search it:  excite search {legible(result["index"])} --text "…"'), soft_wrap=True)
     for row in errors[:_SHOWN]:
-        print(f"excite: {row.get('file') or row.get('text')}: {row['error']}", file=sys.stderr)
+        print(f"excite: {legible(row.get('file') or row['text'])}: {legible(row['error'])}", file=sys.stderr)
     if errors:
         more = f" ({len(errors) - _SHOWN} more are not shown)" if len(errors) > _SHOWN else ""
         print(f"excite: {len(errors)} could not be indexed{more}", file=sys.stderr)

@@ -50,8 +50,8 @@ def run(
 ) -> None:
     """Find what is nearest to a picture or a text in an index; exact."""
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     from excite.report.search import legible
     from excite.report.wording import fixed
@@ -76,11 +76,11 @@ def run(
     for column in table.columns[2:]:
         column.overflow = "fold"
     for hit in result["hits"]:
-        cells = [escape(legible(hit[name] or "")) for name in ("path", "text")]
+        cells = [Text(legible(hit[name] or "")) for name in ("path", "text")]  # as it is: no markup, no emoji
         table.add_row(str(hit["rank"]), fixed(hit["score"], 3), *cells)
     console = Console(highlight=False)
     console.print(table)
     kinds = " and ".join(f"{kind}s" for kind in result["among"])
     console.print(f"{result['items']:,} {kinds} searched in {result['search_ms']:.1f} ms")
     if page is not None:
-        console.print(f"Page: {escape(str(page))}", soft_wrap=True)
+        console.print(Text(f"Page: {legible(str(page))}"), soft_wrap=True)

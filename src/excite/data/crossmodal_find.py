@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 from excite.data.crossmodal_arrays import array_pairs, holds_arrays
@@ -87,7 +88,7 @@ def _found(spec: str) -> dict[str, Pairs]:
     if kind != KIND or not given:
         raise UsageError(f"{spec!r} names no pairs of images and texts: write '{KIND}:PATH' or '{DIGITS_WORDS}'.")
     path = Path(given)
-    if not path.exists():
+    if not os.path.exists(path):  # which takes a name that is too long for one that is not there
         raise UsageError(f"There is no file or folder {path}.")
     table = find_table(path)
     if table is not None:

@@ -10,7 +10,6 @@ then take the place of the pictures or the strings.
 
 from __future__ import annotations
 
-import csv
 import logging
 import os
 from collections.abc import Sequence
@@ -20,15 +19,15 @@ import numpy as np
 
 from excite.data.arrays import stored_arrays
 from excite.data.crossmodal_arrays import vectors
+from excite.data.crossmodal_csv import csv_rows, other_separator
 from excite.data.crossmodal_inputs import Floats
 from excite.data.crossmodal_pairs import Files, Pairs
 from excite.data.layout import SPLITS
-from excite.errors import ExciteError, UsageError, nearest
+from excite.errors import UsageError, nearest
 
 logger = logging.getLogger("excite.data")
 
 COLUMNS = ("file", "text", "labels")
-_LONGEST_TEXT = 1 << 24  # characters
 _VECTORS = {"images": "images.npy", "texts": "texts.npy"}
 
 
@@ -40,6 +39,8 @@ def find_table(path: Path) -> Path | None:
     """
     if path.is_file():
         return path if path.suffix.lower() == ".csv" else None
+    if not path.is_dir():
+        return None
     tables = sorted(file for file in path.iterdir() if file.suffix.lower() == ".csv" and file.is_file())
     if len(tables) > 1:
         names = ", ".join(file.name for file in tables[:5])
@@ -58,7 +59,8 @@ def table_pairs(table: Path) -> dict[str, Pairs]:
     rows, has_splits = _rows(table)
     images = _beside(table, "images", len(rows))
     texts = _beside(table, "texts", len(rows))
-    names = [row["file"] for row in rows]
+    # One picture is one name, however it is written: its pairs stay together when some are held out.
+    names = [os.path.normpath(row["file"]) if row["file"] else "" for row in rows]
     if images is None:
         _refuse_rows(table, [not name for name in names], "name no file")
         # Path.is_file() raises where a text stands in place of a name, and is too long for one.
@@ -91,31 +93,11 @@ def table_pairs(table: Path) -> dict[str, Pairs]:
 
 
 def _rows(table: Path) -> tuple[list[dict[str, str]], bool]:
-    """The rows with their fields stripped, and whether they say their split."""
-    before = csv.field_size_limit(_LONGEST_TEXT)
-    try:
-        with open(table, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, restkey="", strict=True)
-            header = [name.strip().lower() for name in reader.fieldnames or ()]
-            _check_header(table, header)
-            reader.fieldnames = header
-            found = [(reader.line_num, row) for row in reader]
-    except UnicodeDecodeError as error:
-        raise ExciteError(f"Cannot read {table}: it is not in UTF-8 ({error.reason}): save it so.") from error
-    except (csv.Error, OSError) as error:
-        raise ExciteError(f"Cannot read {table}: {error}.") from error
-    finally:
-        csv.field_size_limit(before)
-    for line, row in found:
-        if "" in row or None in row.values():
-            raise UsageError(
-                f"Line {line} of {table} has not the {len(header)} fields of the first line: put a text that holds "
-                'commas into quotes, "like, this".'
-            )
-    rows = [{name: value.strip() for name, value in row.items()} for _, row in found]
+    """The rows, and whether they say their split."""
+    rows = csv_rows(table, lambda header: _check_header(table, header))
     if not rows:
         raise UsageError(f"{table} holds no pairs, only the names of its columns.")
-    return rows, "split" in header
+    return rows, "split" in rows[0]
 
 
 def _check_header(table: Path, header: Sequence[str]) -> None:
@@ -126,7 +108,7 @@ def _check_header(table: Path, header: Sequence[str]) -> None:
             raise UsageError(
                 f"{table} has not one column {name!r} in its first line, which has {shown}: expected is "
                 f"'{','.join(COLUMNS)}', and 'split' behind it if you like."
-                + (f" For {name!r}, {hint}" if hint else "")
+                + (other_separator(header) or (f" For {name!r}, {hint}" if hint else ""))
             )
 
 

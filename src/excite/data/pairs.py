@@ -30,6 +30,7 @@ class PairLoader(EpochLoader):
         batch_size: pairs per batch and rank.
         seed: of the order.
         shuffle: whether to go through the pairs in a new order in each epoch.
+        refuse: whether a picture that turns out broken ends the work; by default as the data were loaded.
         workers: processes that prepare batches ahead; 0 prepares them in this process.
         rank: this process's number among ``world_size`` that share an epoch.
         world_size: the number of processes that share an epoch.
@@ -47,17 +48,20 @@ class PairLoader(EpochLoader):
         *,
         seed: int,
         shuffle: bool = True,
+        refuse: bool | None = None,
         workers: int = 0,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
+        if refuse is None:
+            refuse = isinstance(split.images, Pictures) and split.images.refuse
         super().__init__(
             len(split),
             _PairMaker(split),
             batch_size,
             seed=seed,
             shuffle=shuffle,
-            refuse=isinstance(split.images, Pictures) and split.images.refuse,
+            refuse=refuse,
             workers=workers,
             rank=rank,
             world_size=world_size,

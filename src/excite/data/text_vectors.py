@@ -227,7 +227,10 @@ def _encode(model: str, texts: Sequence[str]) -> npt.NDArray[np.float32]:
     vectors = _sentence_model(model).encode(
         list(texts), convert_to_numpy=True, normalize_embeddings=True, show_progress_bar=False
     )
-    return np.asarray(vectors, dtype=np.float32)
+    vectors = np.asarray(vectors, dtype=np.float32)
+    if not np.isfinite(vectors).all():
+        raise ExciteError(f"The sentence model {model} gives numbers that are not finite: it is damaged.")
+    return vectors
 
 
 @functools.cache

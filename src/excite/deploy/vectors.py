@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +38,8 @@ SIMILARITIES = 1 << 28
 _MANY = 1 << 25  # bytes that are read at once for several: their products are worth several threads
 _AGAIN = 1024  # rows that are computed again at a time
 _GRAIN = 1 << 15  # PyTorch converts more numbers than that in several threads, which costs more than it gives here
+_LONGEST = 1.01  # a cosine, with what half precision adds
+_NOT_FINITE = "numbers that are not finite"
 _SPARE = 16  # hits beyond those asked for that FAISS is asked for, to see how close they come
 
 
@@ -139,8 +141,20 @@ class VectorFiles:
         for start in range(0, len(rows), _AGAIN):
             some = self.rows(rows[start : start + _AGAIN]).astype(np.float64)
             exact[start : start + _AGAIN] = (some * wide).sum(axis=1)
+        if (np.abs(exact) > _LONGEST).any():
+            self.refuse(int(rows[np.argmax(np.abs(exact))]), "vectors that are not of length 1")
         order = np.argsort(-exact, kind="stable")[:top]
         return rows[order], exact[order]
+
+    def refuse(self, row: int, held: str) -> NoReturn:
+        """Say which file is damaged.
+
+        Args:
+            row: one of its vectors.
+            held: what it holds.
+        """
+        number = int(np.searchsorted(self._starts, row, side="right")) - 1
+        raise ExciteError(f"{self._files[number].path} is damaged: it holds {held}. Make the index again.")
 
     def rows(self, rows: npt.ArrayLike) -> Floats:
         """Some of the vectors, float32 (n, dim)."""
@@ -189,11 +203,7 @@ class VectorFiles:
             np.matmul(queries, rows.T, out=out[:, first : first + len(rows)])
             moved(first + len(rows))
         if not np.isfinite(out).all():
-            where = int(np.argmin(np.isfinite(out).all(axis=0)))
-            number = int(np.searchsorted(self._starts, where, side="right")) - 1
-            raise ExciteError(
-                f"{self._files[number].path} is damaged: it holds numbers that are not finite. Make the index again."
-            )
+            self.refuse(int(np.argmin(np.isfinite(out).all(axis=0))), _NOT_FINITE)
         return out
 
 
@@ -207,13 +217,16 @@ class FlatIndex:
 
     Raises:
         UsageError: FAISS is not installed.
-        ExciteError: a file cannot be read.
+        ExciteError: a file cannot be read, or holds numbers that are not finite.
     """
 
     def __init__(self, files: VectorFiles) -> None:
         self._files = files
         self._index = faiss_package().IndexFlatIP(files.dim)
-        for _, rows in files.pieces(1 << 24):
+        for first, rows in files.pieces(1 << 24):
+            finite = np.isfinite(rows).all(axis=1)
+            if not finite.all():
+                files.refuse(first + int(np.argmin(finite)), _NOT_FINITE)
             self._index.add(rows)
 
     def __len__(self) -> int:

@@ -44,7 +44,12 @@ def networks_table(rows: Iterable[dict[str, Any]]) -> str:
 
 
 def input_text(input_size: int, in_channels: int) -> str:
-    """An input in short: ``224²`` for an image, ``25²×30`` where it has other channels than red, green and blue."""
+    """An input in short.
+
+    ``224²`` is an image, ``25²×30`` one with other channels than red, green and blue, ``4396 numbers`` are vectors.
+    """
+    if input_size == 1:
+        return f"{in_channels} numbers"
     return f"{input_size}²" if in_channels == 3 else f"{input_size}²×{in_channels}"
 
 

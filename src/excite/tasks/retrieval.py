@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from excite.analysis.retrieval import Retrieval, mean_average_precision
 from excite.data.crossmodal import CrossmodalData, CrossmodalSplit
+from excite.data.pairs import PairLoader
 from excite.errors import ExciteError, UsageError
 from excite.tasks.base import Evaluation, Metric, Optimize, Step, Task, TaskModule
 
@@ -152,9 +153,17 @@ def points(
     split: CrossmodalSplit,
     device: torch.device | str = "cpu",
     *,
+    workers: int = 0,
     step: Step | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What a network in evaluation mode makes of all pairs; its mode is restored afterwards.
+
+    Args:
+        network: maps (images, texts) to u and v, and more that does not count here.
+        split: the pairs.
+        device: where the network works.
+        workers: processes that prepare batches ahead; 0 prepares them in this process.
+        step: is called with (pairs done, in all).
 
     Returns:
         u and v (N, dim), float32 on the CPU, and the labels (N, classes).
@@ -168,13 +177,16 @@ def points(
     network.eval().to(device)
     rows = []
     size = BATCH if isinstance(split.images, Tensor) else BATCH_OF_PICTURES
+    # A pair that is left out would be missing in one score, and not in another that it is held against.
+    batches = PairLoader(split, size, seed=0, shuffle=False, refuse=True, workers=workers)
+    done = 0
     try:
-        for start in range(0, len(split), size):
-            (images, texts), labels = split.batch(range(start, min(start + size, len(split))))
+        for (images, texts), labels, _ in batches:
             u, v, *_ = network((images.to(device), texts.to(device)))
             rows.append((u.float().cpu(), v.float().cpu(), labels))
+            done += len(labels)
             if step:
-                step(start + len(labels), len(split))
+                step(done, len(split))
     finally:
         network.train(was_training)
     us, vs, labels_of_all = (torch.cat(column) for column in zip(*rows, strict=True))
@@ -191,7 +203,7 @@ def score(
     step: Step | None = None,
 ) -> Evaluation:
     """Score a network on pairs, see :func:`evaluation`; its mode is restored afterwards."""
-    return evaluation(*points(network, split, device, step=step))
+    return evaluation(*points(network, split, device, workers=workers, step=step))
 
 
 def options(settings: Mapping[str, Any], data: CrossmodalData) -> dict[str, Any]:

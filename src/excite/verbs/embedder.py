@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from excite.errors import UsageError
+from excite.networks.dscmr import DSCMR
 from excite.training.fit import pick_device
 from excite.verbs.evaluate_retrieval import open_run
 
@@ -38,10 +40,13 @@ class RunEmbedder:
         assert inputs is not None
         self._inputs = inputs
         self._device = pick_device(device)
-        self._network = opened.load().network.to(self._device).eval()
-        dim = self._network.dim
-        assert isinstance(dim, int)
-        self.dim = dim
+        network = opened.load().network
+        if not isinstance(network, DSCMR):
+            raise UsageError(
+                f"{run} trained {opened.card['spec']}, which cannot embed an image or a text alone: take dscmr."
+            )
+        self._network = network.to(self._device).eval()
+        self.dim = network.dim
 
     @torch.inference_mode()
     def embed_image_file(self, path: str | Path) -> NDArray[np.float32]:
@@ -52,7 +57,7 @@ class RunEmbedder:
             ExciteError: it cannot be read.
         """
         image = self._inputs.image_file(path).to(self._device)
-        point: NDArray[np.float32] = self._network.embed_images(image)[0].float().cpu().numpy()  # type: ignore[operator]
+        point: NDArray[np.float32] = self._network.embed_images(image)[0].float().cpu().numpy()
         return point
 
     @torch.inference_mode()
@@ -63,7 +68,7 @@ class RunEmbedder:
             UsageError: an empty text, one of unknown words, or a network that knows texts as vectors alone.
         """
         rows = [
-            self._network.embed_texts(self._inputs.text_vectors(texts[start : start + BATCH]).to(self._device))  # type: ignore[operator]
+            self._network.embed_texts(self._inputs.text_vectors(texts[start : start + BATCH]).to(self._device))
             for start in range(0, len(texts), BATCH)
         ]
         return torch.cat(rows).float().cpu().numpy() if rows else np.empty((0, self.dim), np.float32)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -145,9 +147,10 @@ def open_embedder(run: str | Path | Embedder, device: str) -> Embedder:
 
 
 def _check_folder(out: Path) -> None:
-    if out.is_file():
+    if os.path.isfile(out):
         raise UsageError(f"{out} is a file: an index is a folder.")
-    if out.is_dir() and not IndexFolder.exists(out) and any(not file.name.startswith(".") for file in out.iterdir()):
+    is_other = os.path.isdir(out) and not IndexFolder.exists(out)
+    if is_other and any(not file.name.startswith(".") for file in out.iterdir()):
         raise UsageError(f"{out} holds other things and is not an index: give a folder that is new or empty.")
 
 
@@ -166,6 +169,7 @@ def _folder(out: Path, run: str | Path | Embedder, embedder: Embedder, dtype: st
         return folder
     folder = IndexFolder.open(out)
     folder.check_network(embedder.checksum, embedder.dim, str(run) if place else "the one at hand")
+    folder.vectors(folder.parts)  # nothing is added to an index that has lost some
     if dtype not in (None, folder.dtype):
         raise UsageError(f"The index {out} stores {folder.dtype}, not {dtype}: leave dtype out, or make a new index.")
     folder.run = place or folder.run  # the same network may have moved
@@ -187,6 +191,7 @@ def _new(folder: IndexFolder, found: Found) -> tuple[list[Item], dict[Item, tupl
         else:
             before, part, row = known[item.key]
             if item.renews(before):
+                item = dataclasses.replace(item, text=item.text or before.text)
                 new.append(item)
                 replaced[item] = part, row
     return new, replaced, len(found.items) - len(new)

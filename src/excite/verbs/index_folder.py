@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ from excite.verbs.index_items import KINDS, Item, Kind
 
 FORMAT = 1
 _FILE, _LOCK = "index.json", ".lock"
+# What JSON that makes no sense leads to.
+_DAMAGE = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ class IndexFolder:
     @classmethod
     def exists(cls, folder: str | Path) -> bool:
         """Whether a folder is an index."""
-        return (Path(folder) / _FILE).is_file()
+        return os.path.isfile(Path(folder) / _FILE)
 
     @classmethod
     def open(cls, folder: str | Path) -> IndexFolder:
@@ -91,7 +94,7 @@ class IndexFolder:
             ExciteError: it is damaged, or from a later version.
         """
         path = Path(folder) / _FILE
-        if not path.is_file():
+        if not os.path.isfile(path):  # which takes a name that is too long for one that is not there
             raise UsageError(f"{folder} is not an index: it has no {_FILE}. Make one with: excite index RUN PATH")
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -103,11 +106,11 @@ class IndexFolder:
             )
             network = content["network"]
             index = cls(Path(folder), network["run"], network["sha256"], int(content["dim"]), content["dtype"], parts)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except _DAMAGE as error:
             raise ExciteError(f"{path} is damaged ({reason(error)}): make the index again.") from error
         except OSError as error:
             raise ExciteError(f"Cannot read {path}: {error.strerror or error}.") from error
-        if index.dtype not in TYPES or any(part.kind not in KINDS for part in parts):
+        if not _fits_together(index):
             raise ExciteError(f"{path} is damaged: make the index again.")
         return index
 
@@ -169,11 +172,11 @@ class IndexFolder:
                     wanted = frozenset(rows)
                     read = itertools.islice(file, max(wanted, default=-1) + 1)
                     lines = {row: line for row, line in enumerate(read) if row in wanted}
-            found = {row: Item(part.kind, **json.loads(line)) for row, line in lines.items()}
+            found = {row: _item(part.kind, line) for row, line in lines.items()}
             return [found[row] for row in (range(part.count) if rows is None else rows)]
         except OSError as error:
             raise ExciteError(f"Cannot read {path}: {error.strerror or error}; make the index again.") from error
-        except (ValueError, TypeError, KeyError) as error:
+        except _DAMAGE as error:
             raise ExciteError(f"{path} is damaged or cut off: make the index again.") from error
 
     # --- writing -------------------------------------------------------------------------------------------------
@@ -243,6 +246,38 @@ def locked(folder: str | Path) -> Iterator[None]:
     with open(lock, "wb") as file:
         _lock(file, folder)
         yield
+
+
+def _fits_together(index: IndexFolder) -> bool:
+    """Whether what ``index.json`` says can be."""
+    numbers = {part.number for part in index.parts}
+    return (
+        index.dtype in TYPES
+        and index.dim > 0
+        and isinstance(index.checksum, str)
+        and isinstance(index.run, str | None)
+        and len(numbers) == len(index.parts)
+        and all(
+            part.kind in KINDS and part.count > 0 and all(0 <= row < part.count for row in part.replaced)
+            for part in index.parts
+        )
+    )
+
+
+def _item(kind: Kind, line: str) -> Item:
+    """An item from its line.
+
+    Raises:
+        ValueError: it is none.
+        TypeError: it has other fields.
+    """
+    item = Item(kind, **json.loads(line))
+    texts = isinstance(item.path, str | None) and isinstance(item.text, str | None)
+    if not texts or (item.path is None and (kind == "image" or item.text is None)):
+        raise ValueError("an item without a file or a text")
+    if item.path is not None and (not os.path.isabs(item.path) or "\0" in item.path):
+        raise ValueError("an item whose path is not absolute")
+    return item
 
 
 def _plain(item: Item) -> dict[str, Any]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from excite.data.crossmodal_csv import csv_rows, other_separator
 from excite.data.folder import FolderFiles
 from excite.data.images import SUFFIXES, is_image_name
 from excite.errors import ExciteError, UsageError, nearest
@@ -16,7 +17,6 @@ from excite.errors import ExciteError, UsageError, nearest
 Kind = Literal["image", "text"]
 KINDS: tuple[Kind, ...] = ("image", "text")
 
-_LONGEST_TEXT = 1 << 24  # characters
 _EXPECTED = "a folder of images, an image, a CSV file with the columns file and text, or a .txt file of texts"
 
 
@@ -73,10 +73,10 @@ def find_items(path: str | Path) -> Found:
     """
     path = Path(path)
     pairs: list[tuple[str | None, str | None]]
+    if not os.path.exists(path):  # which takes a name that is too long for one that is not there
+        raise UsageError(f"There is no {path}: expected is {_EXPECTED}.")
     if path.is_dir():
         pairs = [(str(file), None) for file in _pictures(path)]
-    elif not path.exists():
-        raise UsageError(f"There is no {path}: expected is {_EXPECTED}.")
     elif path.suffix.lower() == ".csv":
         pairs = list(_rows(path))
     elif path.suffix.lower() == ".txt":
@@ -97,12 +97,18 @@ def _items(pairs: list[tuple[str | None, str | None]]) -> Found:
     for file, text in pairs:
         # Absolute, but with its links as they are: what they lead to may be named by a number.
         place = None if file is None else os.path.abspath(file)
+        if place is not None and "\0" in place:
+            errors[place], place = "no name of a file", None
         if place is not None and place not in pictures and place not in errors:
             try:
                 found = os.stat(place)
-                pictures[place] = Item("image", place, text, found.st_size, found.st_mtime_ns)
             except OSError as error:
                 errors[place] = (error.strerror or str(error)).lower()
+            else:
+                if stat.S_ISREG(found.st_mode):
+                    pictures[place] = Item("image", place, text, found.st_size, found.st_mtime_ns)
+                else:
+                    errors[place] = "not a file"  # a folder, or a device that might have no end
         if text is not None:
             item = Item("text", place, text)
             texts.setdefault(item.key, item)
@@ -110,7 +116,10 @@ def _items(pairs: list[tuple[str | None, str | None]]) -> Found:
 
 
 def _pictures(folder: Path) -> Iterator[Path]:
-    names = [name for name in FolderFiles(folder).names if is_image_name(name)]
+    try:
+        names = [name for name in FolderFiles(folder).names if is_image_name(name)]
+    except OSError as error:  # a link that leads to itself
+        raise _unreadable(folder, error) from error
     names = [name for name in names if not any(step.startswith(".") for step in name.split("/"))]
     if not names:
         raise UsageError(f"{folder} holds no images ({', '.join(sorted(SUFFIXES))}).")
@@ -126,26 +135,10 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def _rows(path: Path) -> Iterator[tuple[str | None, str | None]]:
-    before = csv.field_size_limit(_LONGEST_TEXT)
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, restkey="", strict=True)
-            header = [name.strip().lower() for name in reader.fieldnames or ()]
-            _check_header(path, header)
-            reader.fieldnames = header
-            for row in reader:
-                if "" in row or None in row.values():
-                    raise UsageError(
-                        f"Line {reader.line_num} of {path} has not the {len(header)} fields of the first line: put a "
-                        'text that holds commas into quotes, "like, this".'
-                    )
-                name, text = row.get("file", "").strip(), row.get("text", "").strip()
-                if name or text:
-                    yield str(path.parent / name) if name else None, text or None
-    except (UnicodeDecodeError, csv.Error, OSError) as error:
-        raise _unreadable(path, error) from error
-    finally:
-        csv.field_size_limit(before)
+    for row in csv_rows(path, lambda header: _check_header(path, header)):
+        name, text = row.get("file"), row.get("text")
+        if name or text:
+            yield str(path.parent / name) if name else None, text or None
 
 
 def _check_header(path: Path, header: list[str]) -> None:
@@ -155,7 +148,7 @@ def _check_header(path: Path, header: list[str]) -> None:
         shown = ", ".join(map(repr, header)) or "nothing"
         raise UsageError(
             f"{path} needs a column 'file', 'text', or one of each, in its first line, which has {shown}."
-            + (f" For it, {hint}" if hint else "")
+            + (other_separator(header) or (f" For it, {hint}" if hint else ""))
         )
 
 

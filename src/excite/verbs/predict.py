@@ -15,9 +15,11 @@ from excite.data.images import SUFFIXES, BrokenImageError, decode, fit, is_image
 from excite.data.load import SMALL, adjusted
 from excite.errors import UsageError
 from excite.networks.catalog import CATALOG
+from excite.networks.tables import DSCMRTable
 from excite.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from excite.spec import parse_spec
 from excite.training.fit import pick_device
+from excite.training.run import Run
 from excite.verbs.evaluate import count_outputs, open_network, output_classes
 from excite.verbs.source import check_source
 
@@ -64,12 +66,17 @@ def predict(
         1,000, and ``class 0`` … where nothing names them.
 
     Raises:
-        UsageError: neither a finished run nor a spec with weights, a path that does not exist, a folder without
-            images.
+        UsageError: neither a finished run nor a spec with weights, a network for retrieval, a path that does not
+            exist, a folder without images.
         ExciteError: the weights cannot be read or fetched.
     """
     if top < 1:
         raise UsageError(f"top is {top}: name at least one class")
+    if _retrieves(source):
+        raise UsageError(
+            f"{source} puts images and texts into one space and names nothing: make an index with excite index, and "
+            "ask it with excite search."
+        )
     check_source(source, weights)
     files = list(_files(paths))
     opened = open_network(source, weights, progress=progress)
@@ -102,6 +109,17 @@ def predict(
                 yield {"file": str(file), "predictions": next(rows)}
             else:
                 yield {"file": str(file), "error": item}
+
+
+def _retrieves(source: str | Path) -> bool:
+    """Whether this is the folder of a run of task retrieval, or the spec of a network for it."""
+    if (Path(source) / "recipe.yaml").is_file():
+        return bool(Run(source).card["task"] == "retrieval")
+    try:
+        spec = parse_spec(str(source))
+    except UsageError:
+        return False
+    return spec.source is None and spec.name in CATALOG and isinstance(CATALOG[spec.name].table, DSCMRTable)
 
 
 def _usual(spec: str) -> Preprocessing:

@@ -22,6 +22,8 @@ from excite.verbs.index_items import KINDS, Item, Kind
 Among = Literal["image", "text", "all"]
 AMONG: tuple[Among, ...] = (*KINDS, "all")
 
+_PAGES = (".html", ".htm")  # nothing else is written over
+
 
 class OpenIndex:
     """An index that stays open, to be asked more than once.
@@ -121,7 +123,7 @@ def search(
         among: ``image``, ``text`` or ``all``; by default pictures for a text and texts for a picture, or the other
             way round where the index holds only the other kind.
         run: what made the index: the run's folder, where it is no longer where it was, or what embeds in its place.
-        page: where to write a page in HTML that shows the hits; none is written by default.
+        page: where to write a page (``.html``) that shows the hits; none is written by default.
         faiss: search with FAISS; the hits are the same. See :class:`excite.deploy.vectors.FlatIndex`.
         device: ``auto``, ``cpu``, ``cuda`` …
 
@@ -133,12 +135,14 @@ def search(
 
     Raises:
         UsageError: no such index or picture, not one of ``image`` and ``text``, an index by another network, there
-            is nothing of the kind to be searched, or ``top`` is below 1.
+            is nothing of the kind to be searched, ``top`` is below 1, or ``page`` is named otherwise.
         ExciteError: the query's picture cannot be read, the index is damaged, or the page cannot be written.
     """
-    if image is not None and not Path(image).is_file():
+    if image is not None and not os.path.isfile(image):  # Path.is_file() raises where a name is too long
         raise UsageError(f"There is no image file {image}.")
     if page is not None:
+        if Path(page).suffix.lower() not in _PAGES:
+            raise UsageError(f"{page} is no name of a page: give one that ends in {_PAGES[0]}.")
         check_writable(page)
     result = OpenIndex(index, run, faiss=faiss, device=device).search(image=image, text=text, top=top, among=among)
     if page is not None:
