@@ -23,10 +23,13 @@ if TYPE_CHECKING:
     from excite.training.fit import fit as fit
     from excite.units.selective_kernel import SelectiveKernel as SelectiveKernel
     from excite.units.squeeze_excite import SqueezeExcite as SqueezeExcite
+    from excite.verbs.ablate import ablate as ablate
     from excite.verbs.compare import compare as compare
     from excite.verbs.evaluate import evaluate as evaluate
+    from excite.verbs.explain import explain as explain
     from excite.verbs.index import index as index
     from excite.verbs.predict import predict as predict
+    from excite.verbs.prune import prune as prune
     from excite.verbs.search import search as search
     from excite.verbs.train import train as train
     from excite.weights.load import load_weights as load_weights
@@ -34,17 +37,20 @@ if TYPE_CHECKING:
 _PUBLIC = {
     "SelectiveKernel": "excite.units.selective_kernel",
     "SqueezeExcite": "excite.units.squeeze_excite",
+    "ablate": "excite.verbs.ablate",
     "attach": "excite.surgery.attach",
     "compare": "excite.verbs.compare",
     "cost": "excite.cost",
     "create": "excite.create",
     "detach": "excite.surgery.attach",
     "evaluate": "excite.verbs.evaluate",
+    "explain": "excite.verbs.explain",
     "fit": "excite.training.fit",
     "index": "excite.verbs.index",
     "load_weights": "excite.weights.load",
     "networks": "excite.create",
     "predict": "excite.verbs.predict",
+    "prune": "excite.verbs.prune",
     "register_network": "excite.create",
     "register_unit": "excite.surgery.units",
     "search": "excite.verbs.search",

@@ -7,19 +7,47 @@ from typing import NoReturn
 
 import typer
 
-from excite.cli import compare, cost, evaluate, index, networks, predict, recipes, search, train
+from excite.cli import (
+    ablate,
+    compare,
+    cost,
+    evaluate,
+    explain,
+    index,
+    networks,
+    predict,
+    prune,
+    recipes,
+    search,
+    studio,
+    train,
+)
 from excite.errors import ExciteError
 
 app = typer.Typer(
     name="excite",
-    help="Channel and kernel attention for any convolutional network: compare, train, evaluate, predict.",
+    help="Channel and kernel attention for any convolutional network: compare, train, evaluate, explain, predict.",
     epilog="Every verb takes --debug to show where an error came from.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for verb in (compare, train, evaluate, predict, index, search, cost, networks, recipes):
+for verb in (
+    compare,
+    ablate,
+    train,
+    evaluate,
+    explain,
+    predict,
+    prune,
+    index,
+    search,
+    studio,
+    cost,
+    networks,
+    recipes,
+):
     app.command(name=verb.NAME)(verb.run)
 
 

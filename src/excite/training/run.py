@@ -21,6 +21,7 @@ from excite.data.crossmodal_inputs import Inputs
 from excite.data.denoising import DenoisingData
 from excite.data.hyperspectral import SceneData
 from excite.data.spectra import Spectra
+from excite.deploy.pruned import rebuild
 from excite.errors import ExciteError, UsageError
 from excite.files import sha256, write_atomically, write_json
 from excite.training import recipe as recipes
@@ -53,8 +54,8 @@ class Run:
     """The folder of one training run.
 
     ``recipe.yaml``, ``metrics.csv``, ``checkpoints/``, and once it is finished ``model.safetensors`` and
-    ``model.json``; for a network of scenes ``spectra.safetensors`` beside them, and for one of pairs
-    ``inputs.safetensors``.
+    ``model.json``; for a network of scenes ``spectra.safetensors`` beside them, for one of pairs
+    ``inputs.safetensors``, and for one that was pruned ``pruned.json``.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -124,6 +125,8 @@ class Run:
                 raise UsageError(f"{self.folder} trained a module of the user's own: pass one to load into.")
             network = create(card["spec"], len(card["classes"]) or None, card["in_channels"])
             with_backbone(network, card.get("image"))
+            for step in self._prunings(card):
+                rebuild(network, step)
         network.load_state_dict(self._tensors("model.safetensors", card["sha256"]))
         preprocessing: dict[str, Any] = card["preprocessing"]
         return Trained(
@@ -134,6 +137,16 @@ class Run:
             card["task"],
             self.spectra,
         )
+
+    def _prunings(self, card: dict[str, Any]) -> list[dict[str, Any]]:
+        """What was done to the spec's network to make it smaller, first things first."""
+        path = self.folder / "pruned.json"
+        if card.get("pruned") is None:
+            return []
+        if not path.is_file() or sha256(path) != card["pruned"]:
+            raise ExciteError(f"{path} is missing or damaged: its checksum is not the one in model.json.")
+        steps: list[dict[str, Any]] = json.loads(path.read_text())["steps"]
+        return steps
 
     @property
     def spectra(self) -> Spectra | None:
