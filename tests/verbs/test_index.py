@@ -29,14 +29,14 @@ TEXTS = {
 
 @pytest.fixture
 def photos(tmp_path):
-    """A folder of pictures, with a table of texts beside."""
+    """A folder of pictures, with a table of texts beside it."""
     folder = tmp_path / "photos"
     for name, colours in PICTURES.items():
         paint(folder / name, *colours)
     (folder / ".hidden.png").write_bytes(b"")
     (folder / "notes.doc").write_bytes(b"")
-    lines = ['"{}","{}"'.format(name, text.replace('"', '""')) for name, text in TEXTS.items()]
-    (folder / "table.csv").write_text("\n".join(["File,TEXT", *lines, ""]), encoding="utf-8-sig")
+    lines = ['"photos/{}","{}"'.format(name, text.replace('"', '""')) for name, text in TEXTS.items()]
+    (tmp_path / "table.csv").write_text("\n".join(["File,TEXT", *lines, ""]), encoding="utf-8-sig")
     return folder
 
 
@@ -62,7 +62,7 @@ def cosine(a, b):
 
 
 def test_pictures_are_found_by_text_and_texts_by_picture(tmp_path, photos, embedder) -> None:
-    made = index(embedder, photos / "table.csv", tmp_path / "i")
+    made = index(embedder, photos.parent / "table.csv", tmp_path / "i")
     assert made | {"seconds": 0} == {
         "index": str(tmp_path / "i"), "dim": 16, "images": 4, "texts": 4, "added": 8, "replaced": 0, "known": 0,
         "errors": [], "seconds": 0,
@@ -105,9 +105,26 @@ def test_folders_pictures_and_lines_are_indexed_too(tmp_path, photos, embedder) 
     assert found(search(tmp_path / "i", text="yellow", run=embedder))[0] == "one.png"
 
 
+def test_a_table_within_the_folder_brings_its_texts(tmp_path, photos, embedder, caplog) -> None:
+    (photos / "pairs.csv").write_text("file,text\nred.png,All of it is red.\n,a yellow text alone\n")
+    (photos / "scores.csv").write_text("name,score\nred.png,3\n")
+    with caplog.at_level("INFO"):
+        made = index(embedder, photos, tmp_path / "i")
+    assert (made["images"], made["texts"], made["errors"]) == (5, 2, [])
+    assert "scores.csv is left out" in caplog.text
+    assert "pairs.csv" not in caplog.text
+    hit = search(tmp_path / "i", text="red", run=embedder)["hits"][0]
+    assert (Path(hit["path"]).name, hit["text"]) == ("red.png", "All of it is red.")
+    assert found(search(tmp_path / "i", image=photos / "red.png", run=embedder))[0] == "All of it is red."
+    for name in photos.rglob("*.[pj]*g"):
+        name.unlink()
+    (photos / "pairs.csv").write_text("text\na blue text\n")
+    assert index(embedder, photos, tmp_path / "texts")["texts"] == 1
+
+
 def test_an_open_index_answers_again_with_and_without_faiss(tmp_path, photos, embedder) -> None:
     pytest.importorskip("faiss")
-    index(embedder, photos / "table.csv", tmp_path / "i")
+    index(embedder, photos.parent / "table.csv", tmp_path / "i")
     opened = OpenIndex(tmp_path / "i", embedder)
     other = OpenIndex(tmp_path / "i", embedder, faiss=True)
     for text in ("red", "green", "black and white"):
@@ -133,10 +150,10 @@ def test_half_precision_is_chosen_once(tmp_path, photos, embedder) -> None:
 
 
 def test_only_what_is_new_is_embedded_and_nothing_old_is_touched(tmp_path, photos, embedder) -> None:
-    index(embedder, photos / "table.csv", tmp_path / "i")
+    index(embedder, photos.parent / "table.csv", tmp_path / "i")
     before = content(tmp_path / "i")
     assert len(embedder.asked) == 8
-    again = index(embedder, photos / "table.csv", tmp_path / "i")
+    again = index(embedder, photos.parent / "table.csv", tmp_path / "i")
     assert (again["added"], again["known"]) == (0, 8)
     paint(photos / "night.png", "black")
     more = index(embedder, photos, tmp_path / "i")
@@ -158,7 +175,7 @@ def test_only_what_is_new_is_embedded_and_nothing_old_is_touched(tmp_path, photo
 
 
 def test_a_picture_that_has_changed_takes_the_place_of_what_it_was(tmp_path, photos, embedder) -> None:
-    index(embedder, photos / "table.csv", tmp_path / "i")
+    index(embedder, photos.parent / "table.csv", tmp_path / "i")
     paint(photos / "red.png", "blue", size=(30, 30))
     made = index(embedder, photos, tmp_path / "i")
     assert (made["replaced"], made["added"], made["images"], made["known"]) == (1, 1, 5, 3)
@@ -175,7 +192,7 @@ def test_a_picture_that_has_changed_takes_the_place_of_what_it_was(tmp_path, pho
 def test_a_text_that_comes_later_is_shown_with_its_picture(tmp_path, photos, embedder) -> None:
     index(embedder, photos, tmp_path / "i")
     assert {hit["text"] for hit in search(tmp_path / "i", text="red", run=embedder)["hits"]} == {None}
-    made = index(embedder, photos / "table.csv", tmp_path / "i")
+    made = index(embedder, photos.parent / "table.csv", tmp_path / "i")
     assert (made["replaced"], made["added"], made["images"]) == (4, 4, 5)
     shown = {hit["text"] for hit in search(tmp_path / "i", text="red", run=embedder)["hits"]}
     assert shown == {None, *TEXTS.values()}
@@ -204,7 +221,7 @@ def test_work_goes_on_where_it_was_interrupted(tmp_path, photos, embedder, monke
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_killed_process_leaves_the_old_or_the_new(tmp_path, photos, embedder, monkeypatch) -> None:
-    index(embedder, photos / "table.csv", tmp_path / "i")
+    index(embedder, photos.parent / "table.csv", tmp_path / "i")
     paint(photos / "red.png", "blue", size=(30, 30))
     (photos / "more.txt").write_text("yellow\n")
     real, results = os.replace, []
@@ -236,7 +253,7 @@ def test_a_killed_process_leaves_the_old_or_the_new(tmp_path, photos, embedder, 
 
 def test_two_do_not_add_at_once(tmp_path, photos, embedder) -> None:
     pytest.importorskip("fcntl")
-    index(embedder, photos / "table.csv", tmp_path / "i")
+    index(embedder, photos.parent / "table.csv", tmp_path / "i")
     with locked(tmp_path / "i"), pytest.raises(UsageError, match="Another process is adding"):
         index(embedder, photos, tmp_path / "i")
     assert index(embedder, photos, tmp_path / "i")["added"] == 1
@@ -247,18 +264,18 @@ def test_two_do_not_add_at_once(tmp_path, photos, embedder) -> None:
 
 def test_what_cannot_be_embedded_is_told_and_the_rest_goes_on(tmp_path, photos, embedder) -> None:
     (photos / "cut.png").write_bytes((photos / "red.png").read_bytes()[:50])
-    with open(photos / "table.csv", "a") as file:
-        file.write("gone.png,a green thing\ncut.png,red and cut\ngreen.png,about nothing\n")
-    made = index(embedder, photos / "table.csv", tmp_path / "i")
+    with open(photos.parent / "table.csv", "a") as file:
+        file.write("photos/gone.png,a green thing\nphotos/cut.png,red and cut\nphotos/green.png,about nothing\n")
+    made = index(embedder, photos.parent / "table.csv", tmp_path / "i")
     told = {row.get("file") or row["text"]: row["error"] for row in made["errors"]}
     assert told.keys() == {str(photos / "gone.png"), str(photos / "cut.png"), "about nothing"}
     assert told[str(photos / "gone.png")] == "no such file or directory"
     assert (made["images"], made["texts"], made["added"]) == (5, 6, 11)
     assert "about nothing" not in found(search(tmp_path / "i", image=photos / "red.png", run=embedder))
-    again = index(embedder, photos / "table.csv", tmp_path / "i")
+    again = index(embedder, photos.parent / "table.csv", tmp_path / "i")
     assert (len(again["errors"]), again["added"]) == (3, 0)
     paint(photos / "cut.png", "red", "white")  # mended
-    assert index(embedder, photos / "table.csv", tmp_path / "i")["added"] == 1
+    assert index(embedder, photos.parent / "table.csv", tmp_path / "i")["added"] == 1
 
 
 def test_a_network_without_pictures_is_told_from_a_picture_that_has_gone(tmp_path, photos, embedder) -> None:
@@ -292,7 +309,7 @@ def test_nothing_at_all_is_an_error(tmp_path, photos, embedder) -> None:
 
 
 def test_numbers_that_are_none_are_not_stored(tmp_path, photos, embedder) -> None:
-    index(embedder, photos / "table.csv", tmp_path / "i")
+    index(embedder, photos.parent / "table.csv", tmp_path / "i")
     before = content(tmp_path / "i")
     embedder.embed_image_file = lambda path: np.full(16, np.nan, np.float32)
     with pytest.raises(ExciteError, match=r"no finite numbers for .*green\.png, where 16 numbers are expected"):
@@ -307,7 +324,7 @@ def test_numbers_that_are_none_are_not_stored(tmp_path, photos, embedder) -> Non
 
 
 def test_another_network_is_refused(tmp_path, photos, embedder) -> None:
-    index(embedder, photos / "table.csv", tmp_path / "i")
+    index(embedder, photos.parent / "table.csv", tmp_path / "i")
     before = content(tmp_path / "i")
     for other in (ColourEmbedder(seed=1), ColourEmbedder(dim=12)):
         for call in (
@@ -342,7 +359,7 @@ def test_the_run_is_found_again_and_may_move(tmp_path, photos, embedder, monkeyp
     with pytest.raises(UsageError, match="is not there any more"):
         search(moved / "index", text="red")
     assert search(moved / "index", text="red", run=moved)["hits"]
-    index(moved, photos / "table.csv", moved / "index")
+    index(moved, photos.parent / "table.csv", moved / "index")
     assert search(moved / "index", text="red")["hits"]
 
 
@@ -486,7 +503,7 @@ def test_damaged_indexes_are_told(tmp_path, photos, embedder) -> None:
 
 
 def test_nothing_is_added_to_an_index_that_has_lost_some(tmp_path, photos, embedder) -> None:
-    index(embedder, photos / "table.csv", tmp_path / "i")
+    index(embedder, photos.parent / "table.csv", tmp_path / "i")
     (tmp_path / "i" / "vectors-1.npy").unlink()
     before = content(tmp_path / "i")
     with pytest.raises(ExciteError, match=r"vectors-1\.npy is missing"):
@@ -506,13 +523,13 @@ def test_faiss_tells_of_damage_too(tmp_path, photos, embedder) -> None:
 
 
 def test_a_picture_that_has_changed_keeps_its_text(tmp_path, photos, embedder) -> None:
-    index(embedder, photos / "table.csv", tmp_path / "i")
+    index(embedder, photos.parent / "table.csv", tmp_path / "i")
     paint(photos / "red.png", "blue", size=(30, 30))
     index(embedder, photos, tmp_path / "i")  # which gives no text
     hits = search(tmp_path / "i", text="blue", run=embedder)["hits"]
     assert (Path(hits[0]["path"]).name, hits[0]["text"]) == ("red.png", TEXTS["red.png"])
-    (photos / "table.csv").write_text("file,text\nred.png,It has become blue.\n")
-    index(embedder, photos / "table.csv", tmp_path / "i")
+    (photos.parent / "table.csv").write_text("file,text\nphotos/red.png,It has become blue.\n")
+    index(embedder, photos.parent / "table.csv", tmp_path / "i")
     assert search(tmp_path / "i", text="blue", run=embedder)["hits"][0]["text"] == "It has become blue."
 
 
@@ -533,8 +550,10 @@ def test_what_is_no_file_is_not_read(tmp_path, photos, embedder) -> None:
 
 def test_paths_that_lead_elsewhere_give_nothing_away(tmp_path, photos, embedder) -> None:
     (tmp_path / "secret.txt").write_text("the secret is red")
-    (photos / "rows.csv").write_text("file,text\n../secret.txt,red\n../photos/red.png,red\n")
-    made = index(embedder, photos / "rows.csv", tmp_path / "i")
+    rows = tmp_path / "tables" / "rows.csv"
+    rows.parent.mkdir()
+    rows.write_text("file,text\n../secret.txt,red\n../photos/red.png,red\n")
+    made = index(embedder, rows, tmp_path / "i")
     assert [row["file"] for row in made["errors"]] == [str(tmp_path / "secret.txt")]
     assert "not an image" in made["errors"][0]["error"]
     assert index(embedder, photos, tmp_path / "i")["known"] == 1  # one picture, however it is written

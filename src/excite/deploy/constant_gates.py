@@ -51,9 +51,9 @@ def replace_constant_gates(
         example: what the network takes, (N, …), such as random numbers.
 
     Returns:
-        For each unit that was replaced ``{"unit", "how": "folded" | "scaled", "into": a layer or None, "shortcut": whether the unit
-        added one, "channels": C}``; :func:`place_constant_gates` does the same to a network of which the weights come
-        later.
+        For each unit that was replaced ``{"unit", "how": "folded" | "scaled", "into": a layer or None, "shortcut":
+        whether the unit added one, "channels": C}``; :func:`place_constant_gates` does the same to a network of which
+        the weights come later.
     """
     chosen = [gate for gate in gates if gate.kind == "se" and gate.name in constants and _is_a_module(gate)]
     fed = what_feeds(network, chosen, example)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,8 +18,6 @@ from excite.training.bars import Step, bar
 from excite.verbs.embedder import RunEmbedder
 from excite.verbs.index_folder import IndexFolder, Part, locked
 from excite.verbs.index_items import KINDS, Found, Item, find_items
-
-log = logging.getLogger(__name__)
 
 PART = 8192
 """Items after which a part is written."""
@@ -79,8 +76,8 @@ def index(
 
     Args:
         run: the folder of a finished run of task retrieval, or what embeds in its place.
-        path: a folder of pictures, one picture, a CSV file with the columns ``file`` and ``text`` (or one of them;
-            files are relative to it), or a ``.txt`` file with a text a line.
+        path: a folder of pictures, with the CSV files in it, one picture, a CSV file with the columns ``file`` and
+            ``text`` (or one of them; files are relative to it), or a ``.txt`` file with a text a line.
         out: the folder of the index; by default ``index`` in the run's folder.
         dtype: what vectors are stored as: ``float32``, the default of a new index, or ``float16`` for half the size.
         device: ``auto``, ``cpu``, ``cuda`` …
@@ -106,7 +103,6 @@ def index(
     out = Path(out)
     _check_folder(out)
     found = find_items(path)
-    _hint(Path(path))
     embedder = open_embedder(run, device)
     with locked(out):
         folder = _folder(out, run, embedder, dtype)
@@ -152,12 +148,6 @@ def _check_folder(out: Path) -> None:
     is_other = os.path.isdir(out) and not IndexFolder.exists(out)
     if is_other and any(not file.name.startswith(".") for file in out.iterdir()):
         raise UsageError(f"{out} holds other things and is not an index: give a folder that is new or empty.")
-
-
-def _hint(path: Path) -> None:
-    tables = sorted(path.glob("*.csv")) if path.is_dir() else []
-    if tables:
-        log.info("%s: the images are indexed; give %s to index texts with them", path, tables[0])
 
 
 def _folder(out: Path, run: str | Path | Embedder, embedder: Embedder, dtype: str | None) -> IndexFolder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from excite.data.crossmodal_csv import csv_rows, other_separator
 from excite.data.folder import FolderFiles
 from excite.data.images import SUFFIXES, is_image_name
 from excite.errors import ExciteError, UsageError, nearest
+
+log = logging.getLogger(__name__)
 
 Kind = Literal["image", "text"]
 KINDS: tuple[Kind, ...] = ("image", "text")
@@ -64,8 +67,9 @@ class Found:
 def find_items(path: str | Path) -> Found:
     """The items of a folder or file.
 
-    A folder is searched for pictures, in folders inside too; what is hidden is left out. A row of a CSV file that has
-    both a file and a text is two items, a picture and a text, that know of each other.
+    A folder is searched for pictures, in folders inside too; what is hidden is left out. CSV files that lie in it
+    count as well, if they have the columns. A row of a CSV file that has both a file and a text is two items, a
+    picture and a text, that know of each other.
 
     Raises:
         UsageError: no such path, nothing in it to be indexed, or a CSV file without the columns.
@@ -76,7 +80,9 @@ def find_items(path: str | Path) -> Found:
     if not os.path.exists(path):  # which takes a name that is too long for one that is not there
         raise UsageError(f"There is no {path}: expected is {_EXPECTED}.")
     if path.is_dir():
-        pairs = [(str(file), None) for file in _pictures(path)]
+        # The tables first: a picture is known by the sentence that stands beside it.
+        pairs = list(_tables(path))
+        pairs += [(str(file), None) for file in _pictures(path, required=not pairs)]
     elif path.suffix.lower() == ".csv":
         pairs = list(_rows(path))
     elif path.suffix.lower() == ".txt":
@@ -115,13 +121,23 @@ def _items(pairs: list[tuple[str | None, str | None]]) -> Found:
     return Found([*pictures.values(), *texts.values()], list(errors.items()))
 
 
-def _pictures(folder: Path) -> Iterator[Path]:
+def _tables(folder: Path) -> Iterator[tuple[str | None, str | None]]:
+    for table in sorted(folder.glob("*.csv")):
+        if table.name.startswith(".") or not table.is_file():
+            continue
+        try:
+            yield from _rows(table)
+        except UsageError as error:
+            log.info("%s is left out. %s", table, error)
+
+
+def _pictures(folder: Path, required: bool) -> Iterator[Path]:
     try:
         names = [name for name in FolderFiles(folder).names if is_image_name(name)]
     except OSError as error:  # a link that leads to itself
         raise _unreadable(folder, error) from error
     names = [name for name in names if not any(step.startswith(".") for step in name.split("/"))]
-    if not names:
+    if not names and required:
         raise UsageError(f"{folder} holds no images ({', '.join(sorted(SUFFIXES))}).")
     return (folder / name for name in names)
 
