@@ -83,7 +83,7 @@ def way_of(network: Any, way: str, image: np.ndarray[Any, Any], threads: int) ->
                 return network(batch).clamp_(0, 1)[0].numpy()
 
         return eager
-    import openvino  # type: ignore[import-not-found]
+    import openvino
 
     core = openvino.Core()
     model = openvino.convert_model(network, example_input=batch, input=list(batch.shape))

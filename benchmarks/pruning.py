@@ -62,6 +62,7 @@ def main() -> None:
     keep_freed_buffers()
     targets = [float(target) for target in wanted.targets.split(",")]
     rows: list[dict[str, Any]] = []
+    folders: dict[float, str] = {}  # of one run for each target
     content: dict[str, Any] = {"rows": rows, "latency": None}
     # Seed by seed, and the methods in turn: what has been done when it is interrupted can be compared.
     for seed in range(wanted.seeds):
@@ -83,7 +84,8 @@ def main() -> None:
                     progress=True,
                 )
                 rows.append({key: said[key] for key in KEPT} | {"seed": seed})
-                content |= {key: said[key] for key in ("network", "data", "count", "epochs", "lr", "versions")}
+                folders[target] = said["out"]
+                content |= {key: said[key] for key in ("network", "count", "epochs", "lr", "versions")}
                 write_json(wanted.results, content)
                 figures = said["metrics"]
                 print(
@@ -92,14 +94,14 @@ def main() -> None:
                     f"{figures['tuned']['top1']:.2f} %",
                     flush=True,
                 )
-    content["latency"] = latencies(wanted.run, {target: _row(rows, target)["out"] for target in targets})
+    content["latency"] = latencies(wanted.run, folders)
     write_json(wanted.results, content)
     write_atomically(wanted.plot, plot(content))
     for name, speed in content["latency"].items():
         print(f"{name:>8}: {speed['latency_ms']:.3f} ms, {speed['throughput']:.0f} images/s")
 
 
-KEPT = ("method", "target_macs", "out", "macs", "parameters", "metrics", "constant", "widths")
+KEPT = ("method", "target_macs", "macs", "parameters", "metrics", "constant", "widths")
 
 
 def latencies(run: Path, pruned: dict[float, str]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from excite.training.recipe import Recipe
 from excite.training.run import Run
 from excite.units.squeeze_excite import SqueezeExcite
 from excite.verbs import prune as module
+from excite.verbs.compare import compare
 from excite.verbs.evaluate import evaluate
 from excite.verbs.prune import prune
 
@@ -62,6 +63,16 @@ def test_a_pruned_run_is_a_run_as_any_other(run, data, tmp_path, method):
     assert prune(run, data, target_macs=0.6, method=method, out=tmp_path / "out", **QUICK) == said
     with pytest.raises(UsageError, match="other settings"):
         prune(run, data, target_macs=0.5, method=method, out=tmp_path / "out", **QUICK)
+
+
+def test_a_run_is_compared_with_what_was_pruned_from_it(run, data, tmp_path):
+    said = prune(run, data, target_macs=0.6, out=tmp_path / "smaller", **QUICK)
+    result = compare([run, tmp_path / "smaller"], data, out=tmp_path / "compared")
+    plain, pruned = result["results"]
+    assert pruned["spec"] == f"{plain['spec']} (smaller)"
+    assert (plain["macs"], pruned["macs"]) == (said["macs"]["before"], said["macs"]["after"])
+    assert (plain["parameters"], pruned["parameters"]) == (said["parameters"]["before"], said["parameters"]["after"])
+    assert pruned["score"] == said["metrics"]["tuned"]["top1"]
 
 
 def test_methods_are_compared_at_the_same_cost(run, data, tmp_path):

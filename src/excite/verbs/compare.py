@@ -274,7 +274,7 @@ def _compare_runs(
 ) -> dict[str, Any]:
     groups: dict[str, dict[int, Run]] = {}
     for run in runs:
-        group = groups.setdefault(run.card["spec"] or run.folder.name, {})
+        group = groups.setdefault(_name(run), {})
         if group.setdefault(run.card["seed"], run) is not run:
             raise UsageError(f"{run.folder} and {group[run.card['seed']].folder} are the same network and seed")
     common = sorted(set.intersection(*(set(group) for group in groups.values())))
@@ -298,10 +298,23 @@ def _compare_runs(
     for position, (name, group) in enumerate(groups.items()):
         for seed in common:
             scores_on_test(group[seed], images, None)
-        build = partial(create, name, classes, channels)
+        pruned = group[common[0]].card.get("pruned")
+        build = partial(_network, group[common[0]].folder) if pruned else partial(create, name, classes, channels)
         entries.append(Entry(name, "contender" if position else "baseline", build, [group[seed] for seed in common]))
     folder = Path(out) if out else Path("excite-runs") / ("compare-" + "-".join(groups).replace("/", "-"))
     return _report(folder, entries, images, common, first, notes, progress)
+
+
+def _name(run: Run) -> str:
+    """What a run's network is called; of one that was pruned, its spec says only what it was before."""
+    spec: str | None = run.card["spec"]
+    if spec is None:
+        return run.folder.name
+    return f"{spec} ({run.folder.absolute().name})" if run.card.get("pruned") else spec
+
+
+def _network(folder: Path) -> nn.Module:
+    return Run(folder).load().network
 
 
 def _check_scenes(runs: Sequence[Run], data: str | AnyData | None) -> None:
