@@ -32,7 +32,7 @@ Precision = Literal["fp32", "bf16"]
 WIDEST = 2048
 """How many columns of an image are worked on at once, at most."""
 
-STRIP = {("cpu", "fp32"): 1 << 15, ("cpu", "bf16"): 3 << 16}
+STRIP = {("cpu", "fp32"): 1 << 15, ("cpu", "bf16"): 1 << 17}
 """Pixels of a strip, as measured: what the caches hold of the hidden maps that are made of one layer."""
 
 STRIP_ELSEWHERE = 1 << 20
@@ -174,8 +174,12 @@ class Denoiser:
         assert self._layers is not None
         assert self.halo is not None
         height, width = pixels.shape[1:]
-        for left, right in _cuts(width, self.tile, self.halo):
-            west, east = max(left - self.halo, 0), min(right + self.halo, width)
+        cuts = _cuts(width, self.tile, self.halo)
+        # All parts are as wide as the widest with its halo, so that each finds the memory that the last one left.
+        span = max(min(right + self.halo, width) - max(left - self.halo, 0) for left, right in cuts)
+        for left, right in cuts:
+            west = min(max(left - self.halo, 0), width - span)
+            east = west + span
             most = STRIP.get((self.device.type, self.precision), STRIP_ELSEWHERE)
             strips_in_all = -(-height // max(1, most // (east - west)))
             rows = -(-height // strips_in_all)

@@ -84,8 +84,11 @@ class Strips:
 
     def __init__(self, layers: Sequence[Layer], width: int) -> None:
         self.layers = layers
+        # In the same place from the first strip to the last: small tensors that are made anew between large ones
+        # would leave gaps in memory that no large one fits in.
+        self._room = [_empty(layer, 2 * layer.reach[0] + _rows_at_once(layer) - 1, width) for layer in layers]
         # Above the image lie zeros.
-        self._kept = [_empty(layer, layer.reach[0], width).zero_() for layer in layers]
+        self._kept = [room[:, :, : layer.reach[0]].zero_() for room, layer in zip(self._room, layers, strict=True)]
 
     def push(self, strip: Tensor, last: bool) -> Tensor | None:
         """The next rows.
@@ -113,7 +116,7 @@ class Strips:
             ready = max(there.shape[2] - 2 * reach, 0)
             if not last:
                 ready -= ready % _rows_at_once(layer)
-            self._kept[number] = there[:, :, ready:].clone()
+            self._kept[number] = self._room[number][:, :, : there.shape[2] - ready].copy_(there[:, :, ready:])
             if not ready:
                 return None
             spare = self._spare(number + 1)
