@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from excite.cli.common import Data, Device, Json, Settings, TestData, print_json, show_log
+from excite.cli.common import (
+    AllMinutes,
+    Data,
+    Device,
+    Json,
+    RecipeName,
+    Settings,
+    StartWeights,
+    TestData,
+    print_json,
+    show_log,
+)
 from excite.cli.process import keep_freed_buffers
 
 NAME = "ablate"
@@ -29,21 +40,9 @@ def run(
     test_data: TestData = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs at each point; three are the fewest for a verdict.")] = 3,
     epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of each run.", show_default=False)] = None,
-    minutes: Annotated[
-        float | None,
-        typer.Option(help="Choose the epochs so that all runs together take so long.", show_default=False),
-    ] = None,
-    recipe: Annotated[
-        str | None,
-        typer.Option(
-            help="A recipe's name or file. Default: what suits the data; with --weights, finetune.",
-            show_default=False,
-        ),
-    ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(help="Weights that every network starts from: imagenet, or a file.", show_default=False),
-    ] = None,
+    minutes: AllMinutes = None,
+    recipe: RecipeName = None,
+    weights: StartWeights = None,
     settings: Settings = None,
     out: Annotated[Path | None, typer.Option(help="The ablation's folder.", show_default=False)] = None,
     device: Device = "auto",

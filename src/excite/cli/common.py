@@ -31,6 +31,25 @@ TestData = Annotated[
     typer.Option("--test-data", help="The test images, where --data does not hold them.", show_default=False),
 ]
 
+RecipeName = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe",
+        help="A recipe's name or file. Default: what suits the data; with --weights, finetune.",
+        show_default=False,
+    ),
+]
+StartWeights = Annotated[
+    str | None,
+    typer.Option(
+        "--weights", help="Weights that every network starts from: imagenet, or a file.", show_default=False
+    ),
+]
+AllMinutes = Annotated[
+    float | None,
+    typer.Option("--minutes", help="Choose the epochs so that all runs together take so long.", show_default=False),
+]
+
 
 def print_json(content: Any) -> None:
     """One JSON object on stdout."""

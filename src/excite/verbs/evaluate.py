@@ -168,7 +168,7 @@ def evaluate(
     assert split is not None
     names = opened.classes or images.classes
     if opened.of in ("file", "loaded"):
-        split, names = _onto_outputs(split, images, opened, device)
+        split, names = onto_outputs(split, images, opened, device)
     with bar("evaluating", progress) as step:
         scored = scores.score(opened.network, split, images.preprocessing, images.task, device, step)
     result: dict[str, Any] = {"metrics": scored.metrics, "samples": "images", "count": scored.count}
@@ -284,7 +284,7 @@ def output_classes(opened: Opened, outputs: int) -> tuple[str, ...] | None:
 # --- its classes and the data's ------------------------------------------------------------------------------------
 
 
-def _onto_outputs(split: Split, images: ImageData, opened: Opened, device: str) -> tuple[Split, tuple[str, ...]]:
+def onto_outputs(split: Split, images: ImageData, opened: Opened, device: str) -> tuple[Split, tuple[str, ...]]:
     """The images with the network's outputs as their labels, and the names of these outputs.
 
     Raises:

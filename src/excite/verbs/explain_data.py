@@ -24,8 +24,7 @@ from excite.training.bars import bar
 from excite.training.recipe_data import AnyData, load_recipe_scene
 from excite.training.run import Run
 from excite.verbs import scores
-from excite.verbs.evaluate import _onto_outputs as onto_outputs
-from excite.verbs.evaluate import open_network
+from excite.verbs.evaluate import onto_outputs, open_network
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from excite.data.images import BrokenImageError, decode
 from excite.errors import ExciteError, UsageError
 from excite.training.fit import pick_device
 from excite.verbs.evaluate import count_outputs, open_network, output_classes
-from excite.verbs.predict import _usual
+from excite.verbs.predict import usual_preprocessing
 
 Floats = NDArray[np.floating[Any]]
 
@@ -110,7 +110,7 @@ class Viewer:
         opened = open_network(source, weights)
         self.folder = Path(str(source)) if opened.of == "run" else None
         self.name = _name(source, self.folder)
-        self.preprocessing = opened.preprocessing or _usual(self.name)
+        self.preprocessing = opened.preprocessing or usual_preprocessing(self.name)
         outputs = count_outputs(opened.network, self.preprocessing, device)
         self.classes = output_classes(opened, outputs) or tuple(f"class {i}" for i in range(outputs))
         self.network = opened.network.to(pick_device(device)).eval()

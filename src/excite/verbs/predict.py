@@ -81,7 +81,7 @@ def predict(
     files = list(_files(paths))
     opened = open_network(source, weights, progress=progress)
     preprocessing = adjusted(
-        opened.preprocessing or _usual(str(source)),
+        opened.preprocessing or usual_preprocessing(str(source)),
         mean=mean,
         std=std,
         image_size=image_size,
@@ -122,7 +122,7 @@ def _retrieves(source: str | Path) -> bool:
     return spec.source is None and spec.name in CATALOG and isinstance(CATALOG[spec.name].table, DSCMRTable)
 
 
-def _usual(spec: str) -> Preprocessing:
+def usual_preprocessing(spec: str) -> Preprocessing:
     """What is usual for images of the size that a network is drawn for, where its weights do not say."""
     entry = CATALOG.get(parse_spec(spec).name)
     if entry is not None and entry.input_size <= SMALL:
