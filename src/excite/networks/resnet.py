@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from excite.networks.site import Convolution, Join, Site, conv, plain_convolution, plain_join
 from excite.networks.tables import ResNetTable
+from excite.units.training_forms import ends_branch, excited
 
 # --- the parts -------------------------------------------------------------------------------------------------
 
@@ -145,7 +146,10 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) → (N, out_channels, H/stride, W/stride)."""
         u = self.act1(self.bn1(self.conv1(x)))
-        u = self.act2(self.bn2(self.conv2(u)))
+        c = self.conv2(u)
+        if type(self.act2) is nn.Identity and ends_branch(c, self.bn2, self.se, self.relu):
+            return excited(c, self.bn2, self.se, self.downsample(x))
+        u = self.act2(self.bn2(c))
         return self.relu(self.se(u, self.downsample(x)))
 
 
@@ -173,8 +177,10 @@ class Bottleneck(nn.Module):
         """(N, C, H, W) → (N, out_channels, H/stride, W/stride)."""
         u = self.act1(self.bn1(self.conv1(x)))
         u = self.act2(self.bn2(self.conv2(u)))
-        u = self.bn3(self.conv3(u))
-        return self.relu(self.se(u, self.downsample(x)))
+        c = self.conv3(u)
+        if ends_branch(c, self.bn3, self.se, self.relu):
+            return excited(c, self.bn3, self.se, self.downsample(x))
+        return self.relu(self.se(self.bn3(c), self.downsample(x)))
 
 
 BLOCKS: dict[str, type[BasicBlock] | type[Bottleneck]] = {"basic": BasicBlock, "bottleneck": Bottleneck}

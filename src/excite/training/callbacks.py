@@ -210,6 +210,7 @@ class Record(pl.Callback):
         self.every, self.keep, self.waited = every, keep, waited
         self.clock = self.saved_at = time.monotonic()
         self.epoch_seconds, self.epoch_waited, self.epoch_images = 0.0, 0.0, 0
+        self.seconds = 0.0  # of this process's own steps
         self.stop = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -231,6 +232,7 @@ class Record(pl.Callback):
         now = time.monotonic()
         here.seconds += now - self.clock
         self.epoch_seconds += now - self.clock
+        self.seconds += now - self.clock
         self.clock = now
         count = len(batch[2])
         here.step += 1
@@ -252,6 +254,10 @@ class Record(pl.Callback):
             raise InterruptedRunError(
                 f"Stopped at step {here.step} of {here.total_steps}; {self.folder} holds everything so far."
             )
+
+    def data_share(self) -> float:
+        """The share of its steps' time that this process has waited for data, in percent."""
+        return 100 * self.waited() / self.seconds if self.seconds else 0.0
 
     def save(self) -> None:
         """Write a checkpoint, unless the weights have gone bad."""

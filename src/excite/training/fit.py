@@ -50,6 +50,20 @@ from excite.weights.base import Origin
 
 log = logging.getLogger(__name__)
 
+MUCH_WAITING = 20.0
+"""Percent of the steps' time from which on a remedy is named."""
+
+FEWEST_STEPS = 500
+SECONDS_TO_COMPILE_FOR = 900.0
+"""A run of fewer steps, or of less time, is compiled only where that is asked for: compiling takes a minute or two,
+twice where the network is scored in between, and wins back some percent of the rest."""
+
+LEAST_GAIN = 0.97
+"""The share of its time that a run may take at most when it is compiled: two measurements differ by some percent."""
+
+TRIAL_SECONDS = 3.0
+"""For so long, or 50 steps, a step is measured."""
+
 FEWEST_EPOCHS = 10
 """Into so many epochs a training on patches is cut that is to last for so many minutes."""
 
@@ -78,7 +92,7 @@ def fit(
 
     Returns:
         The finished run. The same recipe on the same machine gives the same weights, bit for bit, with or without
-        breaks in between.
+        breaks in between; where it says ``auto``, the recipe that the run's folder holds.
 
     Raises:
         UsageError: the folder is taken, or network and data do not fit together.
@@ -110,6 +124,7 @@ def fit(
         _check_precision(recipe, device)
         loader = training_loader(recipe, data)
         _check_task(recipe, network, loader, data, device)
+        recipe = fastest(recipe, network, task_named(data.task), loader, device)
         if recipe.trainer.minutes is not None:
             seconds = step_seconds(recipe, network, task_named(data.task), loader, device)
             recipe, data = fitted(recipe, data, int(60 * recipe.trainer.minutes / seconds), len(loader))
@@ -302,7 +317,7 @@ def _train(
             callbacks.append(Freeze(position, network, fresh or (), frozen))
         if title:
             callbacks.append(Bar(position, title))
-        if settings.compile:
+        if settings.compile is True:
             network.compile()
         with _quiet_lightning():
             trainer = pl.Trainer(
@@ -320,6 +335,7 @@ def _train(
                 benchmark=False,
             )
             trainer.fit(task, stream)
+        log.info("%s", _about_waiting(record.data_share(), recipe.data.workers))
     if best is not None:
         kept.load_state_dict(best.weights)
     run.write_model(
@@ -332,6 +348,14 @@ def _train(
         epochs=position.epoch,
         train_seconds=position.seconds,
     )
+
+
+def _about_waiting(share: float, workers: int) -> str:
+    """What to say of the share of the steps' time, in percent, that went into waiting for data."""
+    said = f"{share:.0f} % of the steps' time went into waiting for data"
+    if share < MUCH_WAITING:
+        return said
+    return f"{said}: data.workers={max(2, 2 * workers)} has more processes prepare it ahead"
 
 
 def _check_task(recipe: Recipe, network: nn.Module, loader: AnyLoader, data: AnyData, device: torch.device) -> None:
@@ -376,18 +400,75 @@ def _check_precision(recipe: Recipe, device: torch.device) -> None:
         log.warning("This processor has no bfloat16 instructions: trainer.precision=bf16 is emulated and slow here")
 
 
+def fastest(recipe: Recipe, network: nn.Module, task: Task, loader: AnyLoader, device: torch.device) -> Recipe:
+    """The recipe with what ``auto`` leaves open, ``trainer.precision`` and ``trainer.compile``, settled by measuring.
+
+    Every choice is timed on copies of the network, so that the run begins as if nothing had been tried. A run of few
+    steps is not delayed by it: to compile takes longer than it could win back.
+    """
+    settings = recipe.trainer
+    if settings.precision == "auto":
+        recipe = recipe.replace({"trainer.precision": "fp32"})
+        if _has_bf16(device):
+            lowered = recipe.replace({"trainer.precision": "bf16"})
+            slow, quick = (step_seconds(one, network, task, loader, device) for one in (recipe, lowered))
+            recipe = lowered if quick < slow else recipe
+            log.info("trainer.precision: %s (a step %s)", recipe.trainer.precision, _compared(quick, slow, "in bf16"))
+        else:
+            log.info("trainer.precision: fp32, for there are no bfloat16 instructions here")
+    if settings.compile != "auto":
+        return recipe
+    plain = recipe.replace({"trainer.compile": False})
+    steps = settings.epochs * len(loader)
+    if settings.minutes is None and steps < FEWEST_STEPS:
+        return plain
+    seconds = step_seconds(plain, network, task, loader, device)
+    length = 60 * settings.minutes if settings.minutes is not None else steps * seconds
+    if length < SECONDS_TO_COMPILE_FOR:
+        return plain
+    compiled = plain.replace({"trainer.compile": True})
+    log.info("The run takes about %.0f minutes: trying whether torch.compile makes its steps quicker …", length / 60)
+    begin = time.perf_counter()
+    try:
+        quick = step_seconds(compiled, network, task, loader, device)
+    except Exception as error:  # of the compiler's, which are of many kinds; the run does not depend on it
+        log.info("trainer.compile: false, for it fails here: %s", str(error).strip().partition("\n")[0])
+        return plain
+    cost = time.perf_counter() - begin
+    pays = cost + length * quick / seconds < LEAST_GAIN * length
+    log.info(
+        "trainer.compile: %s (a step %s, and compiling takes %.0f s)",
+        str(pays).lower(),
+        _compared(quick, seconds, "compiled"),
+        cost,
+    )
+    return compiled if pays else plain
+
+
+def _compared(changed: float, plain: float, how: str) -> str:
+    return f"takes {changed:.3g} s {how}, {plain:.3g} s as it is"
+
+
+def _has_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def step_seconds(recipe: Recipe, network: nn.Module, task: Task, loader: AnyLoader, device: torch.device) -> float:
-    """The median time of a training step, measured on a copy of the network for about three seconds."""
+    """The median time of a training step, measured on a copy of the network."""
     trial = copy.deepcopy(network).to(device).train()
     optimizer = build_optimizer(trial, recipe.optimizer)
     for group in optimizer.param_groups:
         group["lr"] = 0.0
     module = task.module(trial)
     lowered = recipe.trainer.precision == "bf16"
+    if recipe.trainer.compile is True:
+        trial.compile()
     seconds: list[float] = []
     stream = iter(Stream(loader, 0, 10**9, recipe.trainer.channels_last))
     begin = time.perf_counter()
-    while len(seconds) < 5 or (time.perf_counter() - begin < 3 and len(seconds) < 50):
+    while len(seconds) < 5 or (time.perf_counter() - begin < TRIAL_SECONDS and len(seconds) < 50):
         start = time.perf_counter()
         inputs, target, _ = next(stream)
         with torch.autocast(device.type, torch.bfloat16, enabled=lowered):

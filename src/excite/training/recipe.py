@@ -186,9 +186,12 @@ class Trainer(Section):
     minutes: Annotated[float, Field(gt=0)] | None = None
     """Train for about so long: replaces `epochs`, which is then measured and written in."""
     batch_size: Annotated[int, Field(ge=2)] = 128
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """`bf16`: autocast to bfloat16; the weights stay in fp32."""
-    compile: bool = False
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
+    """`bf16`: autocast to bfloat16; the weights stay in fp32. `auto`: that, where the device has instructions for it
+    and a step is measured to be quicker; what it came to is written in."""
+    compile: Literal["auto"] | bool = "auto"
+    """Whether the step goes through `torch.compile`. `auto`: where the run is long enough for it, a step is measured
+    with and without, and what is quicker on the whole is written in."""
     channels_last: bool = True
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Keep an exponential moving average of the weights, and evaluate and save that."""

@@ -67,9 +67,13 @@ class EfficientChannelAttention(nn.Module):
             shortcut: what a residual block adds, of the shape of `u`.
         """
         check_map(u, self.channels)
-        z = self.squeeze(u)
-        s = self.gate(self.convolution(z.unsqueeze(1)).squeeze(1))
+        s = self.excitation(self.squeeze(u))
         return scale_channels(u, s, shortcut)
+
+    def excitation(self, z: Tensor) -> Tensor:
+        """Returns s (N, C) for the descriptors (N, C) that `squeeze` gives."""
+        s: Tensor = self.gate(self.convolution(z.unsqueeze(1)).squeeze(1))
+        return s
 
     def start_as_identity(self) -> None:
         """Makes the unit one that leaves its map as it is and can learn: `convolution` all zero, s = 1.

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .parts import ACTIVATIONS, check_positive, make_part, mean_over_positions
+from .training_forms import Branch, applies_to, can_come_apart, selected
 
 torch.fx.wrap("mean_over_positions")  # it looks at the shape: one node to a tracer
 
@@ -134,13 +135,18 @@ class SelectiveKernel(nn.Module):
 
         With `valid` and stride 1, V is smaller than x by what the first branch's kernel spans less 1.
         """
-        maps = [branch(x) for branch in self.branches]
+        if can_come_apart(x, self.branches):
+            steps: list[Any] = list(self.branches)
+            convolved = [convolution(x) for convolution, _, _ in steps]
+            if all(applies_to(c, norm) for c, (_, norm, _) in zip(convolved, steps, strict=True)):
+                pairs = zip(convolved, steps, strict=True)
+                branches = [Branch(c, norm, type(activation) is nn.ReLU) for c, (_, norm, activation) in pairs]
+                return selected(branches, self._attention([branch.z for branch in branches]))
+            maps = [activation(norm(c)) for c, (_, norm, activation) in zip(convolved, steps, strict=True)]
+        else:
+            maps = [branch(x) for branch in self.branches]
         # The mean of the sum of the branches is the sum of their means: the sum is never held in memory.
-        s = mean_over_positions(maps[0])
-        for u in maps[1:]:
-            s = s + mean_over_positions(u)
-        z = self.activation(self.norm(self.reduce(s)))
-        attention = self.gate(self.expand(z).unflatten(1, (len(maps), -1)))
+        attention = self._attention([mean_over_positions(u) for u in maps])
         # Under autocast the softmax may have answered in another precision than the maps'.
         weights = _over_positions(attention.to(maps[0].dtype), maps[0].dim()).unbind(1)
         if len(maps) == 2:
@@ -149,6 +155,15 @@ class SelectiveKernel(nn.Module):
         for m in range(1, len(maps)):
             v = torch.addcmul(v, maps[m], weights[m])
         return v
+
+    def _attention(self, means: list[Tensor]) -> Tensor:
+        """Fuse and select: the means of the branches' maps, M times (N, C) → attention (N, M, C)."""
+        s = means[0]
+        for mean in means[1:]:
+            s = s + mean
+        z = self.activation(self.norm(self.reduce(s)))
+        attention: Tensor = self.gate(self.expand(z).unflatten(1, (len(means), -1)))
+        return attention
 
 
 class _Conv3d(nn.Conv3d):

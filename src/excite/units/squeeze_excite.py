@@ -67,10 +67,14 @@ class SqueezeExcite(nn.Module):
             shortcut: what a residual block adds, of the shape of `u`.
         """
         check_map(u, self.reduce.in_features)
-        z = self.squeeze(u)
-        logits = self.expand(self.activation(self.reduce(z)))
-        s = self.gate(_add_descriptors(logits))
+        s = self.excitation(self.squeeze(u))
         return scale_channels(u, s, shortcut)
+
+    def excitation(self, z: Tensor) -> Tensor:
+        """Returns s (N, C) for the descriptors that `squeeze` gives."""
+        logits: Tensor = self.expand(self.activation(self.reduce(z)))
+        s: Tensor = self.gate(_add_descriptors(logits))
+        return s
 
     def start_as_identity(self) -> None:
         """Makes the unit one that leaves its map as it is and can learn: `expand` all zero, s = 1.
