@@ -18,8 +18,8 @@ from scipy import stats
 from torch import nn
 
 from excite.errors import ExciteError, UsageError
-from excite.timing import InferenceCall, Ratio, Timings, median_interval, time_in_turn
-from timing_contestants import Broken, Employer, Hoard, Logged, Restless, Sleep, Surroundings
+from excite.timing import NO_TIME, InferenceCall, Ratio, Timings, median_interval, time_in_turn, time_under_settings
+from timing_contestants import Broken, Employer, Hoard, Logged, Restless, Sleep, Surroundings, Talker, change, refuse
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="pinning and parent-death signals are Linux's")
 
@@ -185,6 +185,58 @@ def test_peak_memory_is_the_contestants_own():
     assert ballast.sum() == 300 * 2**17
     assert 5 * 2**20 < timings.peak_bytes("small") < 200 * 2**20
     assert 195 * 2**20 < timings.peak_bytes("large") - timings.peak_bytes("small") < 300 * 2**20
+
+
+def test_settings_are_timed_one_after_the_other_in_the_same_processes(tmp_path):
+    seen: list[tuple[int, int]] = []
+    found = time_under_settings(
+        {name: Talker(tmp_path / name, build_seconds=0.2) for name in "AB"},
+        {"before": None, "after": change},
+        rounds=6,
+        one_by_one=True,
+        progress=lambda *args: seen.append(args),
+    )
+    assert list(found) == ["before", "after"]
+    for name in "AB":
+        noted = [word for word, _ in groupby((tmp_path / name).read_text().splitlines())]
+        assert noted == ["as it was", "changed"]
+        assert [len(found[setting].samples[name]) for setting in found] == [6, 6]
+    assert found["before"].samples != found["after"].samples
+    assert seen == [(i, 12) for i in range(1, 13)]
+    (_, built), (begun, _) = (found["after"].told[name]["built"] for name in "AB")
+    assert built <= begun  # one by one
+
+
+def test_who_fails_is_left_out_with_the_reason(tmp_path):
+    contestants = {
+        "bad": Broken("build"),
+        "good": Sleep(),
+        "worse": Broken("killed"),
+        "slow": Talker(tmp_path / "x", 60),
+    }
+    begin = time.monotonic()
+    found = time_under_settings(contestants, {"": None}, rounds=6, one_by_one=True, let_fail=True, whole_seconds=4)[
+        ""
+    ]
+    assert time.monotonic() - begin < 30
+    assert list(found.samples) == ["good"]
+    assert found.failures["bad"] == "RuntimeError: no such engine"
+    assert "SIGKILL" in found.failures["worse"]
+    assert found.failures["slow"] == NO_TIME
+    none_left = time_under_settings({"a": Sleep()}, {"odd": refuse}, rounds=6, let_fail=True)["odd"]
+    assert none_left.samples == {}
+    assert none_left.failures == {"a": "no such setting"}
+    with pytest.raises(ExciteError, match="'a' failed when its setting was changed: no such setting"):
+        time_under_settings({"a": Sleep()}, {"odd": refuse}, rounds=6)
+
+
+@linux_only
+def test_the_peak_while_it_runs_is_without_that_of_the_build(tmp_path):
+    heavy = Talker(tmp_path / "heavy", mebibytes_while_built=200)
+    timings = time_under_settings({"heavy": heavy, "light": Talker(tmp_path / "light")}, {"": None}, rounds=6)[""]
+    assert timings.told["heavy"]["ballast"] == 200 * 2**20
+    assert timings.peaks["heavy"] - timings.peaks["light"] > 195 * 2**20
+    assert abs(timings.running_peaks["heavy"] - timings.running_peaks["light"]) < 30 * 2**20
 
 
 class Probe(nn.Module):

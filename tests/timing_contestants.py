@@ -122,3 +122,33 @@ class Employer:
         helper.start()
         self.file.write_text(str(helper.pid))
         return lambda: time.sleep(0.001)
+
+
+@dataclass(frozen=True)
+class Talker:
+    """Tells when it was built, and notes in a file what it is called under."""
+
+    file: Path
+    build_seconds: float = 0.0
+    mebibytes_while_built: int = 0
+
+    def __call__(self) -> Callable[[], None]:
+        begin = time.monotonic()
+        ballast = bytes([1]) * (self.mebibytes_while_built * 2**20)
+        time.sleep(self.build_seconds)
+
+        def call() -> None:
+            with open(self.file, "a") as file:
+                file.write(os.environ.get("EXCITE_TEST_SETTING", "as it was") + "\n")
+            time.sleep(0.002)
+
+        call.told = {"built": [begin, time.monotonic()], "ballast": len(ballast)}  # type: ignore[attr-defined]
+        return call
+
+
+def change() -> None:
+    os.environ["EXCITE_TEST_SETTING"] = "changed"
+
+
+def refuse() -> None:
+    raise UsageError("no such setting")

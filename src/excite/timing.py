@@ -19,8 +19,8 @@ import sys
 import time
 import traceback
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -34,11 +34,16 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Call = Callable[[], object]
+"""What is timed. An attribute ``told``, a dictionary, is handed to the driver as it is once the call is built."""
 Build = Callable[[], Call]
 """Makes the call to be timed. It is pickled, and called in the contestant's process: heavy imports belong inside."""
+Setting = Callable[[], object]
+"""Changes the contestant's process before it is timed once more; pickled as a :data:`Build` is."""
 
 FEWEST_ROUNDS = 6  # fewer samples give no 95 % interval of a median: 2 · (1/2)⁵ > 5 %
 _WARM_UP_SECONDS = 0.2
+_SHARE_OF_BUILDING = 0.7  # of the time there is; what is left goes to the rounds
+_SECONDS_TO_END = 2.0
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -58,10 +63,16 @@ class Timings:
     Attributes:
         samples: name → seconds per call, one value for each round.
         peaks: name → the largest resident memory of the contestant's process, in bytes, without processes of its own.
+        running_peaks: the same since it was built and warmed up; where the system does not tell, as ``peaks``.
+        told: name → what the call told of itself.
+        failures: name → why there is nothing of it above; only where failures are let pass.
     """
 
     samples: Mapping[str, tuple[float, ...]]
     peaks: Mapping[str, int]
+    running_peaks: Mapping[str, int] = field(default_factory=dict)
+    told: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    failures: Mapping[str, str] = field(default_factory=dict)
 
     def median(self, name: str) -> float:
         """Seconds per call."""
@@ -156,34 +167,173 @@ def time_in_turn(
         UsageError: a wrong argument, or a contestant that cannot be pickled.
         ExciteError: a contestant failed or its process died; names the contestant.
     """
+    timings = time_under_settings(
+        contestants,
+        {"": None},
+        rounds=rounds,
+        threads=threads,
+        cores=cores,
+        min_seconds=min_seconds,
+        max_seconds=max_seconds,
+        progress=progress,
+    )
+    return timings[""]
+
+
+def time_under_settings(
+    contestants: Mapping[str, Build],
+    settings: Mapping[str, Setting | None],
+    *,
+    rounds: int = 15,
+    threads: int | None = None,
+    cores: Sequence[int] | None = None,
+    min_seconds: float = 0.02,
+    max_seconds: float = 30.0,
+    progress: Callable[[int, int], object] | None = None,
+    one_by_one: bool = False,
+    let_fail: bool = False,
+    whole_seconds: float | None = None,
+) -> dict[str, Timings]:
+    """Time contestants against each other under one setting of their processes after the other.
+
+    They are built once. Before the rounds under a setting, every process changes to it and warms up; a setting stays
+    in force for those after it.
+
+    Args:
+        contestants: as :func:`time_in_turn` takes them, as are ``rounds``, ``threads``, ``cores`` and
+            ``min_seconds``.
+        settings: name → what changes a process; None leaves it as it is.
+        max_seconds: under each setting.
+        progress: called with (rounds done, rounds of all settings) after each round.
+        one_by_one: build each contestant while the others are suspended or not there yet. It takes longer, and is
+            right for those that measure while they are built.
+        let_fail: leave out contestants that fail, and say why in ``failures``.
+        whole_seconds: with ``let_fail``, what is not built after 70 % of this time counts as failed, and the rounds
+            end with it (``max_seconds`` is then ignored); six rounds under each setting are made in any case.
+
+    Returns:
+        Name of the setting → what was measured under it. A contestant that failed is in no setting's samples.
+
+    Raises:
+        UsageError, ExciteError: as :func:`time_in_turn`; with ``let_fail`` no failure of a contestant.
+    """
     if not contestants:
         raise UsageError("There is nothing to time: give at least one contestant.")
     if rounds < FEWEST_ROUNDS:
         raise UsageError(f"{rounds} rounds give no 95 % interval: take at least {FEWEST_ROUNDS}.")
-    threads, cores = _settle(threads, cores)
-    workers: dict[str, _Worker] = {}
+    threads, cores = settle(threads, cores)
+    begin = time.perf_counter()
+    build_by = None if whole_seconds is None else begin + _SHARE_OF_BUILDING * whole_seconds
+    taking_part = _Field(let_fail)
     try:
         for name, build in contestants.items():
-            workers[name] = _Worker(name, build, threads, cores)
-        for worker in workers.values():
-            worker.wait_until_built()
-        calls = {name: _calibrate(worker, min_seconds) for name, worker in workers.items()}
-        samples: dict[str, list[float]] = {name: [] for name in workers}
-        begin = time.perf_counter()
-        for done in range(1, rounds + 1):
-            for name, worker in workers.items():
-                samples[name].append(worker.seconds(calls[name]) / calls[name])
-            if progress:
-                progress(done, rounds)
-            if done >= FEWEST_ROUNDS and time.perf_counter() - begin > max_seconds:
-                break
-        return Timings(
-            {name: tuple(values) for name, values in samples.items()},
-            {name: worker.peak_bytes for name, worker in workers.items()},
-        )
+            with taking_part.leaving_out(name):
+                if build_by is not None and time.perf_counter() > build_by:
+                    raise _ContestantError(name, NO_TIME)
+                worker = taking_part.workers[name] = _Worker(name, build, threads, cores)
+                if one_by_one:
+                    worker.wait_until_built(build_by)
+        if not one_by_one:
+            for name, worker in list(taking_part.workers.items()):
+                with taking_part.leaving_out(name):
+                    worker.wait_until_built(build_by)
+        found: dict[str, dict[str, list[float]]] = {}
+        peaks: dict[str, dict[str, tuple[int, int]]] = {}
+        for number, (setting, change) in enumerate(settings.items()):
+            if whole_seconds is not None:
+                left = begin + whole_seconds - time.perf_counter()
+                max_seconds = left / (len(settings) - number)
+            found[setting] = _rounds(
+                taking_part, change, rounds, min_seconds, max_seconds, progress, (number, len(settings))
+            )
+            peaks[setting] = {name: (one.peak_bytes, one.running_peak) for name, one in taking_part.workers.items()}
+        stayed = list(taking_part.workers)
+        _dismiss(taking_part.workers.values())
+        return {
+            setting: Timings(
+                {name: tuple(samples[name]) for name in stayed},
+                {name: peaks[setting][name][0] for name in stayed},
+                {name: peaks[setting][name][1] for name in stayed},
+                {name: taking_part.workers[name].told for name in stayed},
+                taking_part.failures,
+            )
+            for setting, samples in found.items()
+        }
     finally:
-        for worker in workers.values():
+        for worker in taking_part.workers.values():
             worker.kill()
+
+
+NO_TIME = "no time was left"
+"""The failure of a contestant that was not built in time."""
+
+
+def _rounds(
+    contestants: _Field,
+    change: Setting | None,
+    rounds: int,
+    min_seconds: float,
+    max_seconds: float,
+    progress: Callable[[int, int], object] | None,
+    place: tuple[int, int],
+) -> dict[str, list[float]]:
+    """The samples of all who stay, under one setting, the ``place[0]``-th of ``place[1]``."""
+    calls: dict[str, int] = {}
+    for name, worker in list(contestants.workers.items()):
+        with contestants.leaving_out(name):
+            if change is not None:
+                worker.change(change)
+            calls[name] = _calibrate(worker, min_seconds)
+            worker.forget_peak()
+    samples: dict[str, list[float]] = {name: [] for name in contestants.workers}
+    begin = time.perf_counter()
+    for done in range(1, rounds + 1):
+        for name, worker in list(contestants.workers.items()):
+            with contestants.leaving_out(name):
+                samples[name].append(worker.seconds(calls[name]) / calls[name])
+        if progress:
+            progress(place[0] * rounds + done, place[1] * rounds)
+        if done >= FEWEST_ROUNDS and time.perf_counter() - begin > max_seconds:
+            break
+    return samples
+
+
+def _dismiss(workers: Collection[_Worker]) -> None:
+    """Let processes end by themselves, which tidies up after them; whoever takes its time is left to be killed."""
+    for worker in workers:
+        worker.let_go()
+    until = time.perf_counter() + _SECONDS_TO_END
+    for worker in workers:
+        worker.process.join(max(0.0, until - time.perf_counter()))
+
+
+class _ContestantError(ExciteError):
+    """A contestant's failure, whose message names it."""
+
+    def __init__(self, name: str, reason: str, when: str = "while it was being built") -> None:
+        super().__init__(f"'{name}' failed {when}: {reason}")
+        self.reason = reason
+
+
+class _Field:
+    """Those who take part, and those who no longer do."""
+
+    def __init__(self, let_fail: bool) -> None:
+        self.let_fail = let_fail
+        self.workers: dict[str, _Worker] = {}
+        self.failures: dict[str, str] = {}
+
+    @contextlib.contextmanager
+    def leaving_out(self, name: str) -> Iterator[None]:
+        """Whoever fails within is left out from then on, where that is allowed."""
+        try:
+            yield
+        except _ContestantError as failure:
+            if not self.let_fail:
+                raise
+            self.failures[name] = failure.reason
+            if name in self.workers:
+                self.workers.pop(name).kill()
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float]:
@@ -210,7 +360,8 @@ class _Worker:
 
     def __init__(self, name: str, build: Build, threads: int, cores: Sequence[int] | None) -> None:
         self.name = name
-        self.peak_bytes = 0
+        self.told: dict[str, Any] = {}
+        self.peak_bytes = self.running_peak = 0
         try:
             pickled = pickle.dumps(build)
         except Exception as error:  # pickling runs code of the contestant's classes
@@ -228,9 +379,23 @@ class _Worker:
             self.process.start()
         theirs.close()  # so that the death of the process is the end of the connection
 
-    def wait_until_built(self) -> None:
-        """Wait for the build, then suspend the process."""
-        self._answer("while it was being built")
+    def wait_until_built(self, until: float | None = None) -> None:
+        """Wait for the build, to this moment of the performance counter at the longest; then suspend the process."""
+        if until is not None and not self.connection.poll(max(0.0, until - time.perf_counter())):
+            raise _ContestantError(self.name, NO_TIME)
+        self.told = self._answer("while it was being built")
+        self._each(_suspend)
+
+    def change(self, setting: Setting) -> None:
+        """Have the process call this."""
+        self._each(psutil.Process.resume)
+        self._ask(pickle.dumps(setting), "when its setting was changed")
+        self._each(_suspend)
+
+    def forget_peak(self) -> None:
+        """Let ``running_peak`` be that of the calls from now on; ``peak_bytes`` stays."""
+        self._each(psutil.Process.resume)
+        self.running_peak = int(self._ask(None, "when it was called"))
         self._each(_suspend)
 
     def seconds(self, calls: int) -> float:
@@ -242,6 +407,11 @@ class _Worker:
         self._each(_suspend)
         return seconds
 
+    def let_go(self) -> None:
+        """Tell the process that nobody will ask it any more."""
+        self._each(psutil.Process.resume)
+        self.connection.close()
+
     def kill(self) -> None:
         """End the process and those that it started."""
         self._each(psutil.Process.kill)
@@ -249,20 +419,24 @@ class _Worker:
         self.connection.close()
 
     def _run(self, calls: int) -> float:
-        with contextlib.suppress(OSError):  # a broken pipe: the answer says why
-            self.connection.send(calls)
-        seconds, self.peak_bytes = self._answer("when it was called")
+        seconds, peak = self._ask(calls, "when it was called")
+        self.running_peak = max(self.running_peak, peak)
+        self.peak_bytes = max(self.peak_bytes, peak)
         return float(seconds)
+
+    def _ask(self, message: int | bytes | None, when: str) -> Any:
+        with contextlib.suppress(OSError):  # a broken pipe: the answer says why
+            self.connection.send(message)
+        return self._answer(when)
 
     def _answer(self, when: str) -> Any:
         try:
             answer = self.connection.recv()
         except (EOFError, OSError):
             self.process.join()
-            raise ExciteError(f"'{self.name}' failed {when}: its process {_ending(self.process.exitcode)}.") from None
+            raise _ContestantError(self.name, f"its process {_ending(self.process.exitcode)}.", when) from None
         if isinstance(answer, _Failure):
-            cause = RuntimeError(answer.traceback)
-            raise ExciteError(f"'{self.name}' failed {when}: {answer.message}") from cause
+            raise _ContestantError(self.name, answer.message, when) from RuntimeError(answer.traceback)
         return answer
 
     def _each(self, action: Callable[[psutil.Process], object]) -> None:
@@ -323,14 +497,21 @@ def _work(connection: Connection, pickled: bytes, threads: int, cores: Sequence[
         call = pickle.loads(pickled)()
         if "torch" in sys.modules:  # which may have been imported too early, and takes no more than there are cores
             sys.modules["torch"].set_num_threads(threads)
-        connection.send(None)
+        connection.send(dict(getattr(call, "told", {})))
         while True:
-            calls = connection.recv()
-            begin = time.perf_counter()
-            for _ in range(calls):
-                call()
-            seconds = time.perf_counter() - begin
-            connection.send((seconds, _peak_bytes()))
+            message = connection.recv()
+            if message is None:
+                _forget_peak()
+                connection.send(_peak_bytes())
+            elif isinstance(message, bytes):
+                pickle.loads(message)()
+                connection.send(None)
+            else:
+                begin = time.perf_counter()
+                for _ in range(message):
+                    call()
+                seconds = time.perf_counter() - begin
+                connection.send((seconds, _peak_bytes()))
     except BaseException as error:  # a SystemExit of the contestant's is a failure like any other
         message = str(error) if isinstance(error, ExciteError) else f"{type(error).__name__}: {error}"
         with contextlib.suppress(OSError):  # the driver is gone: nobody is left to tell
@@ -344,6 +525,13 @@ def _die_with_driver() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if parent is not None and os.getppid() != parent.pid:  # it ended before the kernel knew
             sys.exit(1)
+
+
+def _forget_peak() -> None:
+    """Let the peak be what is resident now, where the system can (Linux: proc(5), clear_refs)."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
 
 
 def _peak_bytes() -> int:
@@ -360,8 +548,12 @@ def _peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _settle(threads: int | None, cores: Sequence[int] | None) -> tuple[int, list[int] | None]:
-    """The number of threads, and the cores to pin them to (None where the system cannot)."""
+def settle(threads: int | None, cores: Sequence[int] | None) -> tuple[int, list[int] | None]:
+    """What :func:`time_in_turn` makes of its arguments: threads, and the cores to pin to (None: the system cannot).
+
+    Raises:
+        UsageError: no such number or cores.
+    """
     if threads is not None and threads < 1:
         raise UsageError(f"threads is {threads}: it takes at least one.")
     if not hasattr(os, "sched_getaffinity"):
