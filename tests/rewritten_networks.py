@@ -9,7 +9,7 @@ from torch import Tensor, nn
 def randomised(network: nn.Module, seed: int = 0) -> nn.Module:
     """With batch norms of which no statistic and no factor is 0, 1 or equal to another.
 
-    The factors are below 1: above it, deep networks with gates magnify rounding until float32 and float64 have nothing
+    The factors are below 1: above it, deep networks with gates magnify rounding until float32 and float64 have little
     in common.
     """
     draw = torch.Generator().manual_seed(seed)

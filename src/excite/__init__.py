@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from excite.create import create as create
     from excite.create import networks as networks
     from excite.create import register_network as register_network
+    from excite.deploy.optimize import optimize as optimize
     from excite.surgery.attach import attach as attach
     from excite.surgery.attach import detach as detach
     from excite.surgery.units import register_unit as register_unit
@@ -24,9 +25,11 @@ if TYPE_CHECKING:
     from excite.units.selective_kernel import SelectiveKernel as SelectiveKernel
     from excite.units.squeeze_excite import SqueezeExcite as SqueezeExcite
     from excite.verbs.ablate import ablate as ablate
+    from excite.verbs.bench import bench as bench
     from excite.verbs.compare import compare as compare
     from excite.verbs.evaluate import evaluate as evaluate
     from excite.verbs.explain import explain as explain
+    from excite.verbs.export import export as export
     from excite.verbs.index import index as index
     from excite.verbs.predict import predict as predict
     from excite.verbs.prune import prune as prune
@@ -39,16 +42,19 @@ _PUBLIC = {
     "SqueezeExcite": "excite.units.squeeze_excite",
     "ablate": "excite.verbs.ablate",
     "attach": "excite.surgery.attach",
+    "bench": "excite.verbs.bench",
     "compare": "excite.verbs.compare",
     "cost": "excite.cost",
     "create": "excite.create",
     "detach": "excite.surgery.attach",
     "evaluate": "excite.verbs.evaluate",
     "explain": "excite.verbs.explain",
+    "export": "excite.verbs.export",
     "fit": "excite.training.fit",
     "index": "excite.verbs.index",
     "load_weights": "excite.weights.load",
     "networks": "excite.create",
+    "optimize": "excite.deploy.optimize",
     "predict": "excite.verbs.predict",
     "prune": "excite.verbs.prune",
     "register_network": "excite.create",

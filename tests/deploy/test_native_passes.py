@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -21,18 +23,35 @@ def a_map(n: int, channels: int, height: int, width: int, dtype: torch.dtype, se
     return values.to(dtype).contiguous(memory_format=torch.channels_last)
 
 
-def excitation(channels: int, hidden: int, out: int, function: str = "sigmoid", factor: float = 1.0) -> Excitation:
+@dataclass(frozen=True)
+class Layers:
+    """An excitation, and as it is packed for the passes."""
+
+    reduce: Tensor
+    reduce_bias: Tensor
+    expand: Tensor
+    expand_bias: Tensor
+    function: str
+    factor: float
+
+    @property
+    def packed(self) -> Excitation:
+        first = passes.packed_layer(self.reduce, self.reduce_bias)
+        second = passes.packed_layer(self.expand, self.expand_bias)
+        return Excitation(*first, "relu", *second, self.function, self.factor, len(self.reduce), len(self.expand))
+
+    def gates(self, mean: Tensor) -> Tensor:
+        """Eq. 2 and 3 of arXiv 1709.01507 in float64."""
+        functions = {"sigmoid": torch.sigmoid, "hard_sigmoid": F.hardsigmoid, "tanh": torch.tanh, "silu": F.silu}
+        middle = F.relu(mean.double() @ self.reduce.double().T + self.reduce_bias.double())
+        return self.factor * functions[self.function](middle @ self.expand.double().T + self.expand_bias.double())
+
+
+def excitation(channels: int, hidden: int, out: int, function: str = "sigmoid", factor: float = 1.0) -> Layers:
     draw = torch.Generator().manual_seed(1)
-    sizes = ((channels, hidden), (hidden,), (hidden, out), (out,))
-    reduce, reduce_bias, expand, expand_bias = (torch.randn(size, generator=draw) / size[0] ** 0.5 for size in sizes)
-    return Excitation(reduce, reduce_bias, "relu", expand, expand_bias, function, factor)
-
-
-def gates_of(mean: Tensor, e: Excitation) -> Tensor:
-    """Eq. 2 and 3 of arXiv 1709.01507 in float64."""
-    functions = {"sigmoid": torch.sigmoid, "hard_sigmoid": F.hardsigmoid, "tanh": torch.tanh, "silu": F.silu}
-    middle = F.relu(mean.double() @ e.reduce.double() + e.reduce_bias.double())
-    return e.factor * functions[e.function](middle @ e.expand.double() + e.expand_bias.double())
+    sizes = ((hidden, channels), (hidden,), (out, hidden), (out,))
+    reduce, reduce_bias, expand, expand_bias = (torch.randn(size, generator=draw) / size[-1] ** 0.5 for size in sizes)
+    return Layers(reduce, reduce_bias, expand, expand_bias, function, factor)
 
 
 def close(said: Tensor, wanted: Tensor, dtype: torch.dtype) -> bool:
@@ -50,8 +69,8 @@ def test_gates_of_one_map_and_of_two(
     for function, factor in (("sigmoid", 2.0), ("hard_sigmoid", 1.0), ("tanh", 1.0)):
         e = excitation(channels, hidden, out, function, factor)
         means = u.double().mean((2, 3)), v.double().mean((2, 3))
-        assert close(passes.gates((u,), e), gates_of(means[0], e), torch.float32)
-        assert close(passes.gates((u, v), e), gates_of(means[0] + means[1], e), torch.float32)
+        assert close(passes.gates((u,), e.packed), e.gates(means[0]), torch.float32)
+        assert close(passes.gates((u, v), e.packed), e.gates(means[0] + means[1]), torch.float32)
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -138,11 +157,11 @@ def test_selective_kernels_are_the_papers_equations(dtype: torch.dtype, n: int, 
         F.conv2d(x.double(), w.double(), b.double(), stride, w.shape[2] // 2, groups=channels // group).relu()
         for w, b in zip(weights, biases, strict=True)
     )
-    share = gates_of((u + v).mean((2, 3)), e)[:, :, None, None]
+    share = e.gates((u + v).mean((2, 3)))[:, :, None, None]
     wanted = share * u + (1 - share) * v
-    said = passes.selective(x, (branches[0], branches[1]), e)
+    said = passes.selective(x, (branches[0], branches[1]), e.packed)
     assert close(said, wanted, dtype)
-    assert torch.equal(said, passes.selective(x, (branches[0], branches[1]), e))
+    assert torch.equal(said, passes.selective(x, (branches[0], branches[1]), e.packed))
 
 
 def test_threads_change_no_bit() -> None:
@@ -156,7 +175,7 @@ def test_threads_change_no_bit() -> None:
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            answers.append((passes.selective(x, (branch, other), e), passes.gates((x[:1],), e)))
+            answers.append((passes.selective(x, (branch, other), e.packed), passes.gates((x[:1],), e.packed)))
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(one, two) for one, two in zip(*answers, strict=True))

@@ -9,10 +9,12 @@ import typer
 
 from excite.cli import (
     ablate,
+    bench,
     compare,
     cost,
     evaluate,
     explain,
+    export,
     index,
     networks,
     predict,
@@ -40,11 +42,13 @@ for verb in (
     evaluate,
     explain,
     predict,
+    export,
     prune,
     index,
     search,
     studio,
     cost,
+    bench,
     networks,
     recipes,
 ):

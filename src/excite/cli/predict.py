@@ -20,7 +20,8 @@ NAME = "predict"
 
 def run(
     source: Annotated[
-        str, typer.Argument(metavar="RUN|SPEC", help="A run's folder, or a network spec with --weights.")
+        str,
+        typer.Argument(metavar="RUN|SPEC", help="A run's folder, an export's, or a network spec with --weights."),
     ],
     paths: Annotated[
         list[Path],
@@ -81,7 +82,14 @@ def run(
     ] = False,
     precision: Annotated[
         Precision | None,
-        typer.Option(help="Of denoising: fp32, or bf16 for speed. [default: fp32]", show_default=False),
+        typer.Option(help="Of denoising and engines: fp32, or bf16 for speed. [default: fp32]", show_default=False),
+    ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            help="Of images: torch, onnx or openvino, which run the network rewritten for speed.",
+            show_default=False,
+        ),
     ] = None,
     device: Device = "auto",
     json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
@@ -101,7 +109,7 @@ def run(
     show_log()
     of_classes = {
         "--top": top, "--mean": mean, "--std": std, "--image-size": image_size, "--resize": resize,
-        "--interpolation": interpolation,
+        "--interpolation": interpolation, "--engine": engine,
     }  # fmt: skip
     of_scenes = {"--ground-truth": ground_truth, "--variable": variable, "--mc-dropout": mc_dropout or None}
     of_denoising = {
@@ -139,6 +147,9 @@ def run(
     else:
         what = f"{source} is a network of images"
         _refuse({"--out": out} | of_scenes, what, "hyperspectral scenes")
+        if engine is not None:
+            keep_freed_buffers()
+            del of_denoising["--precision"]
         _refuse(of_denoising, what, "denoising")
         name_images(
             source,
@@ -151,6 +162,8 @@ def run(
             image_size=image_size,
             resize=resize,
             interpolation=interpolation,
+            engine=engine,
+            precision=precision.value if precision else "fp32",
             device=device,
         )
 

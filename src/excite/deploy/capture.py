@@ -228,9 +228,9 @@ def _without_overwriting(graph: fx.Graph) -> bool:
             return False
         places = {one: place for place, one in enumerate(graph.nodes)}
         node.target = getattr(packet, node.target._overloadname)
-        given.replace_all_uses_with(
-            node, delete_user_cb=lambda user, node=node, places=places: places[user] > places[node]
-        )
+        for user in list(given.users):
+            if places[user] > places[node]:
+                user.replace_input_with(given, node)
     return True
 
 

@@ -1,7 +1,7 @@
 """A rewritten graph in the layers of :mod:`excite.deploy.lowered`: fewer passes over maps, on a CPU."""
 
 # What an argument of a node is, torch.fx does not say to a type checker.
-# mypy: disable-error-code="union-attr,arg-type,index,misc,assignment,call-overload,operator,attr-defined,return-value"
+# mypy: disable-error-code="union-attr,arg-type,index,misc,assignment,operator,attr-defined,return-value"
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ from excite.deploy.lowered import (
     SelectTwo,
 )
 from excite.deploy.native import passes
-from excite.deploy.native.passes import Excitation
 from excite.deploy.rewrite_norms import is_own
 
 _VECTOR_FUNCTIONS: dict[Any, str] = {
@@ -116,10 +115,10 @@ class _Lowering:
         for end in self.editor.calls(*_VECTOR_FUNCTIONS, aten.mul.Tensor):
             found = self._chain(end)
             if found is not None:
-                maps, excitation = found
-                self._put(end, Gates(excitation), tuple(maps), "gates")
+                maps, layer = found
+                self._put(end, layer, tuple(maps), "gates")
 
-    def _chain(self, end: fx.Node) -> tuple[list[fx.Node], Excitation] | None:
+    def _chain(self, end: fx.Node) -> tuple[list[fx.Node], Gates] | None:
         factor, function = 1.0, end
         if end.target is aten.mul.Tensor:  # a gate that is scaled by a number
             number = self.editor.constant(end.args[1])
@@ -144,10 +143,10 @@ class _Lowering:
         means = self._means(middle.args[0])
         if means is None:
             return None
-        reduce_weight, reduce_bias = self._weights(middle)
-        expand_weight, expand_bias = self._weights(expand)
-        layers = (reduce_weight.t(), reduce_bias, activation, expand_weight.t(), expand_bias)
-        return means, Excitation(*layers, _VECTOR_FUNCTIONS[function.target], factor)
+        layer = Gates(
+            self._weights(middle), activation, self._weights(expand), _VECTOR_FUNCTIONS[function.target], factor
+        )
+        return means, layer
 
     def _scales(self, node: fx.Node) -> bool:
         number = self.editor.constant(node.args[1]) if node.target is aten.mul.Tensor else None
@@ -156,13 +155,10 @@ class _Lowering:
     def _is_linear(self, node: Any) -> bool:
         return is_own(self.editor, node) and node.target is aten.linear.default
 
-    def _weights(self, node: fx.Node) -> tuple[Tensor, Tensor]:
-        weight, bias = (
-            self.editor.constant(node.args[1]),
-            self.editor.constant(node.args[2]) if len(node.args) > 2 else None,
-        )
+    def _weights(self, node: fx.Node) -> tuple[Tensor, Tensor | None]:
+        weight = self.editor.constant(node.args[1])
         assert weight is not None
-        return weight, weight.new_zeros(len(weight)) if bias is None else bias
+        return weight, self.editor.constant(node.args[2]) if len(node.args) > 2 else None
 
     def _means(self, node: Any) -> list[fx.Node] | None:
         """The one or two maps whose means add up to this."""

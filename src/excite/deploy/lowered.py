@@ -239,14 +239,25 @@ class Gates(nn.Module):
     """Squeeze and excitation, or what makes the attention of two selective kernels, in one call.
 
     Args:
-        excitation: its layers, in float32.
+        reduce, expand: weight (out, in) and bias of the two layers.
+        activation, function, factor: as of :class:`Excitation`.
     """
 
-    def __init__(self, excitation: Excitation) -> None:
+    def __init__(
+        self,
+        reduce: tuple[Tensor, Tensor | None],
+        activation: str,
+        expand: tuple[Tensor, Tensor | None],
+        function: str,
+        factor: float,
+    ) -> None:
         super().__init__()
-        for name in ("reduce", "reduce_bias", "expand", "expand_bias"):
-            self.register_buffer(name, getattr(excitation, name).float().contiguous())
-        self.activation, self.function, self.factor = excitation.activation, excitation.function, excitation.factor
+        for name, layer in (("reduce", reduce), ("expand", expand)):
+            weight, bias = passes.packed_layer(*layer)
+            self.register_buffer(name, weight)
+            self.register_buffer(f"{name}_bias", bias)
+        self.activation, self.function, self.factor = activation, function, factor
+        self.channels = reduce[0].shape[1], reduce[0].shape[0], expand[0].shape[0]
 
     def excitation(self) -> Excitation:
         """Its layers."""
@@ -259,6 +270,7 @@ class Gates(nn.Module):
             held["expand_bias"],
             self.function,
             self.factor,
+            *self.channels[1:],
         )
 
     def forward(self, *maps: Tensor) -> Tensor:
@@ -267,8 +279,7 @@ class Gates(nn.Module):
 
     def extra_repr(self) -> str:
         """What ``print(network)`` shows."""
-        e = self.excitation()
-        return f"{len(e.reduce)}→{len(e.expand)}→{e.expand.shape[1]}, {e.activation}, {e.function}"
+        return f"{'→'.join(map(str, self.channels))}, {self.activation}, {self.function}"
 
 
 class GroupedConvolution(Convolution):

@@ -8,7 +8,7 @@
 """
 
 # What an argument of a node is, torch.fx does not say to a type checker.
-# mypy: disable-error-code="union-attr,arg-type,index,misc,assignment,call-overload,operator,attr-defined,return-value"
+# mypy: disable-error-code="union-attr,arg-type,index,misc,assignment,operator,attr-defined,return-value"
 
 from __future__ import annotations
 

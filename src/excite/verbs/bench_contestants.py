@@ -211,7 +211,7 @@ class Contestant:
 
         from excite.deploy.optimize import optimize
 
-        engine = self.mode.partition("-")[2] or "torch"
+        engine: Any = self.mode.partition("-")[2] or "torch"
         dtype = torch.bfloat16 if self.precision == "bf16" else None
         optimized = optimize(network, images, dtype=dtype, engine=engine)
         told["report"] = getattr(optimized, "report", None)

@@ -66,17 +66,71 @@ static void add_sums(const map_t *u, float *sums, long positions, long channels)
     }
 }
 
-/* y[c] += sum over j of x[j] * w[j][c] for columns from..to. */
-static void add_product(const float *restrict x, const float *restrict w, float *restrict y, long rows, long columns,
-                        long from, long to) {
-    for (long j = 0; j < rows; j++) {
-        float factor = x[j];
-        const float *row = w + j * columns;
-        for (long c = from; c < to; c++) y[c] += factor * row[c];
+/* eˣ to the last bit or two: 2ⁿ times a polynomial for the rest, of at most ½ ln 2. */
+static inline __m512 exponential(__m512 x) {
+    x = _mm512_min_ps(_mm512_set1_ps(88.0f), _mm512_max_ps(_mm512_set1_ps(-87.0f), x));
+    __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
+    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
+    r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
+    __m512 sum = _mm512_set1_ps(1.0f / 5040);
+    const float factors[] = {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
+    for (int k = 0; k < 7; k++) sum = _mm512_fmadd_ps(sum, r, _mm512_set1_ps(factors[k]));
+    return _mm512_scalef_ps(sum, n);
+}
+
+static inline __m512 activated16(__m512 x, int kind) {
+    if (kind == IDENTITY) return x;
+    if (kind == RELU) return _mm512_max_ps(_mm512_setzero_ps(), x);
+    if (kind == SIGMOID) {
+        __m512 one = _mm512_set1_ps(1);
+        __m512 s = _mm512_div_ps(one, _mm512_add_ps(one, exponential(_mm512_sub_ps(_mm512_setzero_ps(), x))));
+        return _mm512_mask_mov_ps(s, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), x); /* NaN stays NaN */
+    }
+    float values[16];
+    _mm512_storeu_ps(values, x);
+    for (int l = 0; l < 16; l++) values[l] = activated(values[l], kind);
+    return _mm512_loadu_ps(values);
+}
+
+/* Called by all threads of a team: y[n][out] = factor * activation(x[n][in] * w + bias). w is [out / 16][in][16] and
+ * bias [out / 16][16], with zeros for what is missing to whole blocks: what a thread reads lies in one piece. */
+static void layer_in_team(const float *x, const float *w, const float *bias, float *y, long n, long in, long out,
+                          int activation, float factor) {
+    long blocks = (out + 15) / 16, threads = omp_get_num_threads();
+    long pieces = blocks < threads ? blocks : threads;
+#pragma omp for schedule(static)
+    for (long piece = 0; piece < pieces; piece++) {
+        long end = blocks * (piece + 1) / pieces;
+        for (long first = blocks * piece / pieces; first < end; first += 4) {
+            int count = end - first < 4 ? (int)(end - first) : 4;
+            for (long i = 0; i < n; i++) {
+                const float *from = x + i * in;
+                __m512 acc[4];
+                for (int k = 0; k < 4; k++) acc[k] = _mm512_loadu_ps(bias + 16 * (first + (k < count ? k : 0)));
+                if (count == 4) {
+                    const float *row = w + first * in * 16;
+                    for (long j = 0; j < in; j++) {
+                        __m512 value = _mm512_set1_ps(from[j]);
+                        for (int k = 0; k < 4; k++)
+                            acc[k] = _mm512_fmadd_ps(value, _mm512_loadu_ps(row + (k * in + j) * 16), acc[k]);
+                    }
+                } else {
+                    for (int k = 0; k < count; k++)
+                        for (long j = 0; j < in; j++)
+                            acc[k] = _mm512_fmadd_ps(_mm512_set1_ps(from[j]),
+                                                     _mm512_loadu_ps(w + ((first + k) * in + j) * 16), acc[k]);
+                }
+                for (int k = 0; k < count; k++) {
+                    long at = 16 * (first + k), left = out - at;
+                    __m512 value = _mm512_mul_ps(_mm512_set1_ps(factor), activated16(acc[k], activation));
+                    _mm512_mask_storeu_ps(y + i * out + at, left >= 16 ? 0xFFFF : (__mmask16)((1u << left) - 1), value);
+                }
+            }
+        }
     }
 }
 
-/* The layers between a squeeze and its gates. reduce is [channels][hidden], expand is [hidden][out]. */
+/* The layers between a squeeze and its gates: channels to hidden to out. */
 typedef struct {
     const float *reduce, *reduce_bias, *expand, *expand_bias;
     long channels, hidden, out;
@@ -88,49 +142,18 @@ typedef struct {
  * n * (channels + hidden). */
 static void excite_in_team(const excitation_t *e, const float *sums, long parts, long n, long positions, float *gates,
                            float *middle) {
-    long channels = e->channels, hidden = e->hidden, out = e->out, threads = omp_get_num_threads();
+    long channels = e->channels, blocks = channels / 16;
     float *means = middle, *small = middle + n * channels;
-#pragma omp for schedule(static)
-    for (long i = 0; i < n; i++) {
-        const float *from = sums + i * parts * channels;
-        float *restrict mean = means + i * channels;
-        memset(mean, 0, channels * sizeof(float));
-        for (long k = 0; k < parts; k++)
-            for (long c = 0; c < channels; c++) mean[c] += from[k * channels + c];
-        for (long c = 0; c < channels; c++) mean[c] /= positions;
-        if (n > 1) {
-            memcpy(small + i * hidden, e->reduce_bias, hidden * sizeof(float));
-            add_product(mean, e->reduce, small + i * hidden, channels, hidden, 0, hidden);
+#pragma omp for collapse(2) schedule(static)
+    for (long i = 0; i < n; i++)
+        for (long b = 0; b < blocks; b++) {
+            const float *from = sums + i * parts * channels + 16 * b;
+            __m512 sum = _mm512_setzero_ps();
+            for (long k = 0; k < parts; k++) sum = _mm512_add_ps(sum, _mm512_loadu_ps(from + k * channels));
+            _mm512_storeu_ps(means + i * channels + 16 * b, _mm512_div_ps(sum, _mm512_set1_ps((float)positions)));
         }
-    }
-    if (n == 1) {
-#pragma omp for schedule(static)
-        for (long piece = 0; piece < threads; piece++) {
-            long begin = (hidden / 16) * piece / threads * 16;
-            long end = piece + 1 == threads ? hidden : (hidden / 16) * (piece + 1) / threads * 16;
-            memcpy(small + begin, e->reduce_bias + begin, (end - begin) * sizeof(float));
-            add_product(means, e->reduce, small, channels, hidden, begin, end);
-        }
-    }
-#pragma omp for schedule(static)
-    for (long piece = 0; piece < threads; piece++) {
-        long begin = (out / 16) * piece / threads * 16;
-        long end = piece + 1 == threads ? out : (out / 16) * (piece + 1) / threads * 16;
-        for (long i = 0; i < n; i++) {
-            float *restrict own = gates + i * out;
-            memcpy(own + begin, e->expand_bias + begin, (end - begin) * sizeof(float));
-            for (long h = 0; h < hidden; h++) {
-                float value = activated(small[i * hidden + h], e->activation);
-                const float *restrict row = e->expand + h * out;
-                if (value != 0)
-                    for (long c = begin; c < end; c++) own[c] += value * row[c];
-            }
-            if (e->function == SIGMOID)
-                for (long c = begin; c < end; c++) own[c] = e->factor / (1 + expf(-own[c]));
-            else
-                for (long c = begin; c < end; c++) own[c] = e->factor * activated(own[c], e->function);
-        }
-    }
+    layer_in_team(means, e->reduce, e->reduce_bias, small, n, channels, e->hidden, e->activation, 1);
+    layer_in_team(small, e->expand, e->expand_bias, gates, n, e->hidden, e->out, e->function, e->factor);
 }
 
 /* Gates gate[n][out] of one map or of the sum of two: mean over positions, reduce, activation, expand, gate function.
@@ -368,8 +391,8 @@ static void grouped_block(const grouped_t *g, long b, map_t *answer, float *sums
         TILES(16);
 }
 
-/* Called by all threads of a team. sums[n][out_h][channels], where given, takes the sums of the answers over each row.
- */
+/* Called by all threads of a team, which do not wait for each other at the end. sums[n][out_h][channels], where given,
+ * takes the sums of the answers over each row. */
 static void grouped_in_team(const grouped_t *g, const map_t *x, map_t *answer, float *sums, long n, map_t *laid_out) {
     long chunk = chunk_of(g), chunks = (g->out_h + chunk - 1) / chunk, block = together(g);
     long units = g->channels / block, wanted = 4 * omp_get_num_threads();
@@ -381,7 +404,7 @@ static void grouped_in_team(const grouped_t *g, const map_t *x, map_t *answer, f
         for (int l = 0; l < 16; l++) place[l] = (int)((l / g->group * g->group) / PER_STEP + j) % 16;
         lanes[j] = _mm512_loadu_si512(place);
     }
-#pragma omp for collapse(3) schedule(static)
+#pragma omp for collapse(3) schedule(dynamic) nowait
     for (long i = 0; i < n; i++)
         for (long k = 0; k < chunks; k++)
             for (long part = 0; part < parts; part++) {
@@ -468,6 +491,7 @@ int selective(const map_t *x, map_t *answer, long n, long images, long height, l
                     grouped_in_team(&second, from + k * height * width * channels, v + k * one,
                                     sums + (k * 2 + 1) * out_h * channels, 1, laid_out);
                 }
+#pragma omp barrier
                 excite_in_team(&e, sums, 2 * out_h, count, positions, gates, middle);
                 select_in_team(u, v, gates, answer + i * one, count, positions, channels);
             }

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from excite.deploy.native.build import kernels
@@ -33,12 +34,11 @@ class Excitation:
     """The small layers between a squeeze and its gates.
 
     Attributes:
-        reduce: (C, d), the transposed weight of the first linear layer.
-        reduce_bias: (d,).
+        reduce, reduce_bias: the first linear layer, from :func:`packed_layer`.
         activation, function: names in ``FUNCTIONS``: between the layers, and of the gate.
-        expand: (d, C′), the transposed weight of the second.
-        expand_bias: (C′,).
+        expand, expand_bias: the second, likewise.
         factor: the gates are this times the function.
+        hidden, out: d and C′, what the two layers answer with.
     """
 
     reduce: Tensor
@@ -48,6 +48,8 @@ class Excitation:
     expand_bias: Tensor
     function: str
     factor: float
+    hidden: int
+    out: int
 
 
 def available(dtype: torch.dtype) -> bool:
@@ -68,6 +70,15 @@ def can_group(dtype: torch.dtype) -> bool:
     return library is not None and bool(library.has_grouped())
 
 
+def packed_layer(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """A linear layer (out, in) as the passes read it, in float32: blocks of 16 outputs, (⌈out/16⌉, in, 16)."""
+    out, given = weight.shape
+    missing = -out % LANES
+    whole = F.pad(weight.float(), (0, 0, 0, missing)).reshape(-1, LANES, given).transpose(1, 2).contiguous()
+    known = weight.new_zeros(out) if bias is None else bias
+    return whole, F.pad(known.float(), (0, missing)).contiguous()
+
+
 def gates(maps: Sequence[Tensor], e: Excitation) -> Tensor:
     """Gates (N, C′) from the mean of one map, or of the sum of two, in float32.
 
@@ -78,7 +89,7 @@ def gates(maps: Sequence[Tensor], e: Excitation) -> Tensor:
     first = laid_out(maps[0])
     second = laid_out(maps[1]) if len(maps) > 1 else None
     n, channels, height, width = first.shape
-    hidden, out = e.expand.shape
+    hidden, out = e.hidden, e.out
     pieces = 1 if n > 1 else min(_PIECES, height * width)
     answer = torch.empty(n, out)
     scratch = torch.empty(n * ((pieces + 1) * channels + hidden))
@@ -105,8 +116,7 @@ _PIECES = 8
 
 
 def _layers(e: Excitation) -> tuple[Any, ...]:
-    hidden = e.expand.shape[0]
-    layers = (e.reduce.data_ptr(), e.reduce_bias.data_ptr(), hidden, FUNCTIONS[e.activation])
+    layers = (e.reduce.data_ptr(), e.reduce_bias.data_ptr(), e.hidden, FUNCTIONS[e.activation])
     return (*layers, e.expand.data_ptr(), e.expand_bias.data_ptr())
 
 
@@ -218,7 +228,7 @@ def selective(x: Tensor, branches: tuple[Branch, Branch], e: Excitation) -> Tens
     images = max(1, min(n, _AT_ONCE_BYTES // (2 * image * x.element_size())))
     answer = torch.empty((n, channels, out_h, out_w), dtype=x.dtype, memory_format=torch.channels_last)
     maps = torch.empty(2 * images * image, dtype=x.dtype)
-    scratch = torch.empty(images * ((2 * out_h + 2) * channels + e.expand.shape[0]))
+    scratch = torch.empty(images * ((2 * out_h + 2) * channels + e.hidden))
     library = kernels(x.dtype)
     assert library is not None
     both: list[Any] = []
