@@ -33,11 +33,12 @@ class Layers:
     expand_bias: Tensor
     function: str
     factor: float
+    dtype: torch.dtype
 
     @property
     def packed(self) -> Excitation:
-        first = passes.packed_layer(self.reduce, self.reduce_bias)
-        second = passes.packed_layer(self.expand, self.expand_bias)
+        first = passes.packed_layer(self.reduce, self.reduce_bias, self.dtype)
+        second = passes.packed_layer(self.expand, self.expand_bias, self.dtype)
         return Excitation(*first, "relu", *second, self.function, self.factor, len(self.reduce), len(self.expand))
 
     def gates(self, mean: Tensor) -> Tensor:
@@ -47,11 +48,19 @@ class Layers:
         return self.factor * functions[self.function](middle @ self.expand.double().T + self.expand_bias.double())
 
 
-def excitation(channels: int, hidden: int, out: int, function: str = "sigmoid", factor: float = 1.0) -> Layers:
+def excitation(
+    channels: int,
+    hidden: int,
+    out: int,
+    dtype: torch.dtype,
+    function: str = "sigmoid",
+    factor: float = 1.0,
+) -> Layers:
     draw = torch.Generator().manual_seed(1)
     sizes = ((hidden, channels), (hidden,), (out, hidden), (out,))
     reduce, reduce_bias, expand, expand_bias = (torch.randn(size, generator=draw) / size[-1] ** 0.5 for size in sizes)
-    return Layers(reduce, reduce_bias, expand, expand_bias, function, factor)
+    reduce, expand = reduce.to(dtype), expand.to(dtype)
+    return Layers(reduce, reduce_bias, expand, expand_bias, function, factor, dtype)
 
 
 def close(said: Tensor, wanted: Tensor, dtype: torch.dtype) -> bool:
@@ -67,7 +76,7 @@ def test_gates_of_one_map_and_of_two(
 ) -> None:
     u, v = (a_map(n, channels, size, size + 1, dtype, seed) for seed in (0, 1))
     for function, factor in (("sigmoid", 2.0), ("hard_sigmoid", 1.0), ("tanh", 1.0)):
-        e = excitation(channels, hidden, out, function, factor)
+        e = excitation(channels, hidden, out, dtype, function, factor)
         means = u.double().mean((2, 3)), v.double().mean((2, 3))
         assert close(passes.gates((u,), e.packed), e.gates(means[0]), torch.float32)
         assert close(passes.gates((u, v), e.packed), e.gates(means[0] + means[1]), torch.float32)
@@ -148,7 +157,7 @@ def test_selective_kernels_are_the_papers_equations(dtype: torch.dtype, n: int, 
     draw = torch.Generator().manual_seed(3)
     weights = [torch.randn(channels, group, k, k, generator=draw).to(dtype) for k in (3, 5)]
     biases = [torch.randn(channels, generator=draw) for _ in weights]
-    e = excitation(channels, 32, channels)
+    e = excitation(channels, 32, channels, dtype)
     branches = [
         Branch(passes.packed_groups(weight, dtype), bias, group, (k, k), (k // 2, k // 2), stride, 1)
         for weight, bias, k in zip(weights, biases, (3, 5), strict=True)
@@ -169,7 +178,7 @@ def test_threads_change_no_bit() -> None:
     weight = passes.packed_groups(torch.randn(64, 4, 3, 3), torch.float32)
     branch = Branch(weight, None, 4, (3, 3), (1, 1), 1, 1)
     other = Branch(weight, None, 4, (3, 3), (2, 2), 1, 2)
-    e = excitation(64, 8, 64)
+    e = excitation(64, 8, 64, torch.float32)
     before = torch.get_num_threads()
     answers = []
     try:

@@ -21,7 +21,7 @@ from excite.files import write_atomically
 log = logging.getLogger(__name__)
 
 ROUNDS = 7
-ENOUGH = 0.97
+ENOUGH = 0.98
 """Another form than the first is taken if it needs no more than this share of its time: less is noise."""
 
 Choice = dict[str, Any]

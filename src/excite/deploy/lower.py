@@ -144,7 +144,12 @@ class _Lowering:
         if means is None:
             return None
         layer = Gates(
-            self._weights(middle), activation, self._weights(expand), _VECTOR_FUNCTIONS[function.target], factor
+            self._weights(middle),
+            activation,
+            self._weights(expand),
+            _VECTOR_FUNCTIONS[function.target],
+            factor,
+            self.dtype,
         )
         return means, layer
 

@@ -75,6 +75,7 @@ class Convolution(Lowered):
         self.weight: Tensor
         self.bias: Tensor | None
         self._packed: Tensor | None = None
+        self._matrix: Tensor | None = None
 
     def told(self) -> str:
         """Its kernel, channels and what it is applied to."""
@@ -83,6 +84,21 @@ class Convolution(Lowered):
         text = f"{rows}×{columns}, {channels}→{out} on {n}×{height}×{width}, stride {self.stride[0]}"
         text += f", groups {self.groups}" if self.groups > 1 else ""
         return text + (f", dilation {self.dilation[0]}" if self.dilation[0] > 1 else "")
+
+    def forms(self) -> tuple[str, ...]:
+        """As a convolution, and where it looks at single positions, as a product of two matrices."""
+        pointwise = self.shape[2:] == (1, 1) and self.stride == (1, 1) and self.padding == (0, 0) and self.groups == 1
+        return ("onednn", "linear") if pointwise and self.activation in (NOTHING, RELU) else ("onednn",)
+
+    def linear(self, x: Tensor, activation: str) -> Tensor:
+        """A 1×1 convolution as a linear layer over all positions: the same map in channels-last order."""
+        n, channels, height, width = x.shape
+        rows = x.permute(0, 2, 3, 1).reshape(-1, channels)
+        if self._matrix is None:
+            plain = self.weight.flatten(1).contiguous()
+            self._matrix = torch.ops.mkldnn._reorder_linear_weight(plain, len(rows))
+        y = torch.ops.mkldnn._linear_pointwise(rows, self._matrix, self.bias, activation, [], "")
+        return y.view(n, height, width, -1).permute(0, 3, 1, 2)
 
     def packed(self) -> Tensor:
         """The weight in oneDNN's own order, made when it is first used."""
@@ -95,6 +111,8 @@ class Convolution(Lowered):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) → (N, C′, H′, W′)."""
         name, numbers, algorithm = self.activation
+        if self.form == "linear":
+            return self.linear(x, name)
         return torch.ops.mkldnn._convolution_pointwise(
             x,
             self.packed(),
@@ -120,6 +138,10 @@ class ConvolutionAdd(Convolution):
         super().__init__(*args)
         self.overwrites = overwrites
 
+    def forms(self) -> tuple[str, ...]:
+        """Only one: oneDNN's product of matrices does not take a sum and ReLU together."""
+        return ("onednn",)
+
     def forward(self, x: Tensor, other: Tensor) -> Tensor:  # type: ignore[override]
         """convolution(x) + other."""
         return _convolve_add(self, x, other, self.packed(), self.bias, self.overwrites)
@@ -141,6 +163,7 @@ class ScaledConvolutionAdd(ConvolutionAdd):
 
     * ``pass``: the convolution, then one pass for the rest.
     * ``pass:K``: the same for K images at a time, so that the pass finds in the caches what the convolution wrote.
+    * ``linear``: as ``pass``, the convolution as a product of two matrices.
     * ``weights``: the gate goes into the weights, image by image; the rest is in the pass of the convolution. What
       that costs is C′·C an image, what it saves is C′·H·W.
     """
@@ -152,7 +175,9 @@ class ScaledConvolutionAdd(ConvolutionAdd):
         channels, rows, columns = self.shape[1:]
         n, _, height, width = self.sides
         few = tuple(f"pass:{count}" for count in (1, 2, 4) if count < n)
-        return ("pass", *few, *(("weights",) if channels * rows * columns < height * width else ()))
+        linear = ("linear",) if "linear" in Convolution.forms(self) else ()
+        weights = ("weights",) if channels * rows * columns < height * width else ()
+        return ("pass", *linear, *few, *weights)
 
     def told(self) -> str:
         """The convolution."""
@@ -161,8 +186,9 @@ class ScaledConvolutionAdd(ConvolutionAdd):
     def forward(self, h: Tensor, gate: Tensor, other: Tensor) -> Tensor:  # type: ignore[override]
         """h (N, C, H, W), gate (N, C′), other (N, C′, H, W) → (N, C′, H, W)."""
         relu = self.activation == RELU
-        if self.form == "pass":
-            return _scaled(self._convolved(h), gate, other, relu)
+        if self.form in ("pass", "linear"):
+            u = self.linear(h, "none") if self.form == "linear" else self._convolved(h)
+            return _scaled(u, gate, other, relu)
         answer = other if self.overwrites else other.clone()
         if self.form == "weights":
             for n in range(len(h)):
@@ -241,6 +267,7 @@ class Gates(nn.Module):
     Args:
         reduce, expand: weight (out, in) and bias of the two layers.
         activation, function, factor: as of :class:`Excitation`.
+        dtype: of the maps, and so of the weights.
     """
 
     def __init__(
@@ -250,10 +277,11 @@ class Gates(nn.Module):
         expand: tuple[Tensor, Tensor | None],
         function: str,
         factor: float,
+        dtype: torch.dtype,
     ) -> None:
         super().__init__()
         for name, layer in (("reduce", reduce), ("expand", expand)):
-            weight, bias = passes.packed_layer(*layer)
+            weight, bias = passes.packed_layer(*layer, dtype)
             self.register_buffer(name, weight)
             self.register_buffer(f"{name}_bias", bias)
         self.activation, self.function, self.factor = activation, function, factor

@@ -94,7 +94,7 @@ static inline __m512 activated16(__m512 x, int kind) {
 
 /* Called by all threads of a team: y[n][out] = factor * activation(x[n][in] * w + bias). w is [out / 16][in][16] and
  * bias [out / 16][16], with zeros for what is missing to whole blocks: what a thread reads lies in one piece. */
-static void layer_in_team(const float *x, const float *w, const float *bias, float *y, long n, long in, long out,
+static void layer_in_team(const float *x, const map_t *w, const float *bias, float *y, long n, long in, long out,
                           int activation, float factor) {
     long blocks = (out + 15) / 16, threads = omp_get_num_threads();
     long pieces = blocks < threads ? blocks : threads;
@@ -108,17 +108,17 @@ static void layer_in_team(const float *x, const float *w, const float *bias, flo
                 __m512 acc[4];
                 for (int k = 0; k < 4; k++) acc[k] = _mm512_loadu_ps(bias + 16 * (first + (k < count ? k : 0)));
                 if (count == 4) {
-                    const float *row = w + first * in * 16;
+                    const map_t *row = w + first * in * 16;
                     for (long j = 0; j < in; j++) {
                         __m512 value = _mm512_set1_ps(from[j]);
                         for (int k = 0; k < 4; k++)
-                            acc[k] = _mm512_fmadd_ps(value, _mm512_loadu_ps(row + (k * in + j) * 16), acc[k]);
+                            acc[k] = _mm512_fmadd_ps(value, load16(row + (k * in + j) * 16), acc[k]);
                     }
                 } else {
                     for (int k = 0; k < count; k++)
                         for (long j = 0; j < in; j++)
                             acc[k] = _mm512_fmadd_ps(_mm512_set1_ps(from[j]),
-                                                     _mm512_loadu_ps(w + ((first + k) * in + j) * 16), acc[k]);
+                                                     load16(w + ((first + k) * in + j) * 16), acc[k]);
                 }
                 for (int k = 0; k < count; k++) {
                     long at = 16 * (first + k), left = out - at;
@@ -130,9 +130,10 @@ static void layer_in_team(const float *x, const float *w, const float *bias, flo
     }
 }
 
-/* The layers between a squeeze and its gates: channels to hidden to out. */
+/* The layers between a squeeze and its gates: channels to hidden to out. Weights are of the maps' type. */
 typedef struct {
-    const float *reduce, *reduce_bias, *expand, *expand_bias;
+    const map_t *reduce, *expand;
+    const float *reduce_bias, *expand_bias;
     long channels, hidden, out;
     int activation, function;
     float factor;
@@ -158,10 +159,10 @@ static void excite_in_team(const excitation_t *e, const float *sums, long parts,
 
 /* Gates gate[n][out] of one map or of the sum of two: mean over positions, reduce, activation, expand, gate function.
  * scratch holds n * ((pieces + 1) * channels + hidden). */
-void gate(const map_t *u, const map_t *v, long n, long positions, long channels, const float *reduce,
-          const float *reduce_bias, long hidden, int activation, const float *expand, const float *expand_bias,
+void gate(const map_t *u, const map_t *v, long n, long positions, long channels, const map_t *reduce,
+          const float *reduce_bias, long hidden, int activation, const map_t *expand, const float *expand_bias,
           long out, int function, float factor, float *gates, float *scratch, long pieces) {
-    excitation_t e = {reduce, reduce_bias, expand, expand_bias, channels, hidden, out, activation, function, factor};
+    excitation_t e = {reduce, expand, reduce_bias, expand_bias, channels, hidden, out, activation, function, factor};
 #pragma omp parallel
     {
 #pragma omp for collapse(2) schedule(static)
@@ -459,14 +460,14 @@ int grouped(const map_t *x, const weight_t *weight, const float *bias, map_t *an
 int selective(const map_t *x, map_t *answer, long n, long images, long height, long width, long channels, long group,
               long stride, long out_h, long out_w, const weight_t *weight1, const float *bias1, long rows1,
               long columns1, long dilation1, long pad_h1, long pad_w1, const weight_t *weight2, const float *bias2,
-              long rows2, long columns2, long dilation2, long pad_h2, long pad_w2, const float *reduce,
-              const float *reduce_bias, long hidden, int activation, const float *expand, const float *expand_bias,
+              long rows2, long columns2, long dilation2, long pad_h2, long pad_w2, const map_t *reduce,
+              const float *reduce_bias, long hidden, int activation, const map_t *expand, const float *expand_bias,
               int function, float factor, map_t *maps, float *scratch) {
     grouped_t first = {weight1, bias1,     height, width,  channels, group, rows1, columns1,
                        stride,  dilation1, pad_h1, pad_w1, out_h,    out_w, 1};
     grouped_t second = {weight2, bias2,     height, width,  channels, group, rows2, columns2,
                         stride,  dilation2, pad_h2, pad_w2, out_h,    out_w, 1};
-    excitation_t e = {reduce, reduce_bias, expand, expand_bias, channels, hidden, channels, activation, function,
+    excitation_t e = {reduce, expand, reduce_bias, expand_bias, channels, hidden, channels, activation, function,
                       factor};
     long positions = out_h * out_w, one = positions * channels;
     map_t *u = maps, *v = maps + images * one;

@@ -70,13 +70,16 @@ def can_group(dtype: torch.dtype) -> bool:
     return library is not None and bool(library.has_grouped())
 
 
-def packed_layer(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """A linear layer (out, in) as the passes read it, in float32: blocks of 16 outputs, (⌈out/16⌉, in, 16)."""
+def packed_layer(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """A linear layer (out, in) as the passes read it: blocks of 16 outputs, (⌈out/16⌉, in, 16), in the maps' type.
+
+    The bias is in float32.
+    """
     out, given = weight.shape
     missing = -out % LANES
     whole = F.pad(weight.float(), (0, 0, 0, missing)).reshape(-1, LANES, given).transpose(1, 2).contiguous()
     known = weight.new_zeros(out) if bias is None else bias
-    return whole, F.pad(known.float(), (0, missing)).contiguous()
+    return whole.to(dtype), F.pad(known.float(), (0, missing)).contiguous()
 
 
 def gates(maps: Sequence[Tensor], e: Excitation) -> Tensor:
