@@ -231,6 +231,11 @@ def _settled(
 ) -> tuple[Recipe, AnyData]:
     """The recipe with every choice made, as the folder holds it or for it to hold, and the data as it has it."""
     path = folder / "recipe.yaml"
+    # What a run would settle for itself by measuring has to be the same for all of a comparison.
+    own: dict[str, Any] = {"trainer.compile": recipe.trainer.compile is True}
+    if recipe.trainer.precision == "auto":
+        own["trainer.precision"] = "fp32"
+    recipe = recipe.replace(own)
     # Every spec is built once now: a wrong one is better refused before the first training than after the third.
     weights = recipe.network.weights
     networks = [build() if build else create(name, classes, channels, weights) for name, build in builders.items()]

@@ -90,7 +90,10 @@ def _openmp() -> str | None:
     """The file of the OpenMP library that PyTorch has loaded: a second one would bring threads of its own."""
     with open("/proc/self/maps") as maps:
         files = {line.split(maxsplit=5)[-1].strip() for line in maps if "libgomp" in line}
-    return files.pop() if len(files) == 1 else None
+    # Other packages, such as scikit-learn, bring their own.
+    own = {file for file in files if Path(torch.__file__).parent in Path(file).parents}
+    own = own or {file for file in files if "site-packages" not in file}
+    return own.pop() if len(own) == 1 else None
 
 
 def _compiled(dtype: torch.dtype) -> Path:
