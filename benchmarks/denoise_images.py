@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from excite.cli.process import keep_freed_buffers
+from excite.allocator import keep_freed_buffers
 from excite.files import write_json
 from excite.timing import Call, time_in_turn
 

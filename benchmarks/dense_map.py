@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from excite.cli.process import keep_freed_buffers
+from excite.allocator import keep_freed_buffers
 from excite.data.cube import Cube, open_cube
 from excite.data.spectra import Spectra
 from excite.deploy.scene_map import map_scene

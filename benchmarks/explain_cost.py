@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from excite.cli.process import keep_freed_buffers
+from excite.allocator import keep_freed_buffers
 from excite.data import Preprocessing, Split
 from excite.data.base import StackedImages
 from excite.files import write_json

@@ -22,8 +22,8 @@ from typing import Any
 
 import torch
 
+from excite.allocator import keep_freed_buffers
 from excite.analysis.importance import METHODS
-from excite.cli.process import keep_freed_buffers
 from excite.files import write_atomically, write_json
 from excite.training.run import Run
 from excite.verbs.costs import speeds

@@ -26,7 +26,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from excite.cli.process import keep_freed_buffers
+from excite.allocator import keep_freed_buffers
 from excite.create import create
 from excite.files import write_json
 from excite.timing import Call, Timings, time_in_turn

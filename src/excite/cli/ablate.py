@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from excite.allocator import keep_freed_buffers
 from excite.cli.common import (
     AllMinutes,
     Data,
@@ -19,7 +20,6 @@ from excite.cli.common import (
     print_json,
     show_log,
 )
-from excite.cli.process import keep_freed_buffers
 
 NAME = "ablate"
 

@@ -61,7 +61,7 @@ def run(
     json: Json = False,
 ) -> None:
     """Show what the attention of a trained network learned: gates by class and depth, kernels by object scale."""
-    from excite.cli.process import keep_freed_buffers
+    from excite.allocator import keep_freed_buffers
 
     show_log()
     if image is not None:

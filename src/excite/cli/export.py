@@ -73,7 +73,7 @@ def run(
     from rich.console import Console
     from rich.table import Table
 
-    from excite.cli.process import keep_freed_buffers
+    from excite.allocator import keep_freed_buffers
     from excite.verbs.export import export
 
     keep_freed_buffers()  # before the log is shown: it is no news here

@@ -98,7 +98,7 @@ def run(
 
     A broken image is reported and the rest goes on (exit code 1 at the end).
     """
-    from excite.cli.process import keep_freed_buffers
+    from excite.allocator import keep_freed_buffers
     from excite.verbs.predict_denoising import denoises
     from excite.verbs.predict_scene import maps_scenes
 

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from excite.allocator import keep_freed_buffers
 from excite.cli.common import Data, Device, Json, Settings, TestData, print_json, show_log
-from excite.cli.process import keep_freed_buffers
 from excite.errors import UsageError
 
 NAME = "train"

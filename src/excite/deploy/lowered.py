@@ -189,7 +189,9 @@ class ScaledConvolutionAdd(ConvolutionAdd):
         if self.form in ("pass", "linear"):
             u = self.linear(h, "none") if self.form == "linear" else self._convolved(h)
             return _scaled(u, gate, other, relu)
-        answer = other if self.overwrites else other.clone()
+        answer = passes.laid_out(other)
+        if answer is other and not self.overwrites:
+            answer = other.clone()
         if self.form == "weights":
             for n in range(len(h)):
                 factor = gate[n].to(self.weight.dtype)

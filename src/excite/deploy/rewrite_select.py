@@ -149,6 +149,8 @@ def _weighted(first: fx.Node, second: fx.Node) -> tuple[fx.Node, Any, Any] | Non
     if len(first.users) != 1 or len(second.users) != 1:
         return None
     one, other = next(iter(first.users)), next(iter(second.users))
+    if one.kwargs or other.kwargs:  # a factor on the product
+        return None
     if one.target is aten.mul.Tensor and other.target is aten.addcmul.default and other.args[0] is one:
         # Both as our own selection writes them, in either order.
         return other, _other_factor(one.args, first), _other_factor(other.args[1:], second)

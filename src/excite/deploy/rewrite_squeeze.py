@@ -72,7 +72,7 @@ def _as_map(editor: Editor, vector: fx.Node, before: fx.Node) -> fx.Node:
 
 def _as_mean(editor: Editor, node: fx.Node) -> fx.Node | None:
     """Where a node is the mean of a map over its positions, in whatever words, that mean in ours."""
-    if node.op != "call_function" or node._erased:
+    if node.op != "call_function" or node._erased or node.kwargs:
         return None
     given = node.args[0] if node.args else None
     if (node.target is aten.mean.dim and is_map(given) and _positions(node.args[1])) or (
@@ -86,7 +86,7 @@ def _as_mean(editor: Editor, node: fx.Node) -> fx.Node | None:
         u = given
     elif node.target is aten.div.Tensor and isinstance(given, fx.Node) and given.target is aten.sum.dim_IntList:
         u, count = given.args[0], node.args[1]
-        if not is_map(u) or not _positions(given.args[1]) or count != math.prod(shape(u)[2:]):
+        if given.kwargs or not is_map(u) or not _positions(given.args[1]) or count != math.prod(shape(u)[2:]):
             return None
     else:
         return None
