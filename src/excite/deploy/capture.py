@@ -45,7 +45,6 @@ class Editor:
             )
             or FakeTensorMode()
         )
-        self._made = 0
 
     def calls(self, *targets: Any) -> Iterator[fx.Node]:
         """All calls of these operators, in the order in which they run; the graph may be changed meanwhile."""
@@ -62,10 +61,12 @@ class Editor:
             value = getattr(value, part)
         return value.detach() if isinstance(value, Tensor) else None
 
-    def put(self, value: Tensor, name: str = "folded") -> fx.Node:
-        """A new constant."""
-        while hasattr(self.module, label := f"_{name}_{self._made}"):
-            self._made += 1
+    def put(self, value: Tensor, name: str) -> fx.Node:
+        """A new constant, by this name or one that begins so."""
+        label, number = name, 1
+        while hasattr(self.module, label):
+            number += 1
+            label = f"{name}_{number}"
         self.module.register_buffer(label, value.detach().clone())
         # Before the first operator: what is inserted anywhere below may use it.
         first = next(node for node in self.graph.nodes if node.op not in ("placeholder", "get_attr"))

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from excite.deploy.lowered import Lowered
+from excite.deploy.lowered import Convolution, Lowered
 from excite.deploy.native.build import cache_folder, processor
 from excite.files import write_atomically
 
@@ -109,6 +109,9 @@ def choose_forms(lowered: fx.GraphModule, example: Tensor, choices: Choices) -> 
                 undecided.append(layer)
     if undecided:
         _Measuring(lowered, choices, made).run(example)
+        for layer in lowered.modules():
+            if isinstance(layer, Convolution):
+                layer.forget()
     return made
 
 

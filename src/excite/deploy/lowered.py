@@ -74,7 +74,7 @@ class Convolution(Lowered):
         self.register_buffer("bias", bias)
         self.weight: Tensor
         self.bias: Tensor | None
-        self._packed: Tensor | None = None
+        self._packed: dict[int, Tensor] = {}
         self._matrix: Tensor | None = None
 
     def told(self) -> str:
@@ -100,13 +100,19 @@ class Convolution(Lowered):
         y = torch.ops.mkldnn._linear_pointwise(rows, self._matrix, self.bias, activation, [], "")
         return y.view(n, height, width, -1).permute(0, 3, 1, 2)
 
-    def packed(self) -> Tensor:
-        """The weight in oneDNN's own order, made when it is first used."""
-        if self._packed is None:
-            self._packed = torch.ops.mkldnn._reorder_convolution_weight(
-                self.weight, self.padding, self.stride, self.dilation, self.groups, list(self.sides)
+    def packed(self, images: int | None = None) -> Tensor:
+        """The weight in the order that oneDNN wants for so many images, made when it is first used."""
+        count = self.sides[0] if images is None else images
+        if count not in self._packed:
+            self._packed[count] = torch.ops.mkldnn._reorder_convolution_weight(
+                self.weight, self.padding, self.stride, self.dilation, self.groups, [count, *self.sides[1:]]
             )
-        return self._packed
+        return self._packed[count]
+
+    def forget(self) -> None:
+        """Let go of weights in other orders, such as those for forms that were tried; they are made again."""
+        self._packed.clear()
+        self._matrix = None
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) → (N, C′, H′, W′)."""
@@ -187,7 +193,7 @@ class ScaledConvolutionAdd(ConvolutionAdd):
         """h (N, C, H, W), gate (N, C′), other (N, C′, H, W) → (N, C′, H, W)."""
         relu = self.activation == RELU
         if self.form in ("pass", "linear"):
-            u = self.linear(h, "none") if self.form == "linear" else self._convolved(h)
+            u = self.linear(h, "none") if self.form == "linear" else self._convolved(h, None)
             return _scaled(u, gate, other, relu)
         answer = passes.laid_out(other)
         if answer is other and not self.overwrites:
@@ -202,12 +208,12 @@ class ScaledConvolutionAdd(ConvolutionAdd):
         count = int(self.form.partition(":")[2])
         for n in range(0, len(h), count):
             part = slice(n, n + count)
-            _scaled(self._convolved(h[part]), gate[part], answer[part], relu, answer[part])
+            _scaled(self._convolved(h[part], count), gate[part], answer[part], relu, answer[part])
         return answer
 
-    def _convolved(self, h: Tensor) -> Tensor:
+    def _convolved(self, h: Tensor, images: int | None) -> Tensor:
         return torch.ops.mkldnn._convolution_pointwise(
-            h, self.packed(), self.bias, self.padding, self.stride, self.dilation, self.groups, "none", [], ""
+            h, self.packed(images), self.bias, self.padding, self.stride, self.dilation, self.groups, "none", [], ""
         )
 
 

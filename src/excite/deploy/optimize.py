@@ -8,6 +8,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -36,11 +37,15 @@ class Optimized(nn.Module):
     """
 
     def __init__(
-        self, network: Callable[[Tensor], Any], dtype: torch.dtype, example_shape: torch.Size, report: dict[str, Any]
+        self,
+        network: Callable[[Tensor], Any],
+        prepare: Callable[[Tensor], Tensor],
+        example_shape: torch.Size,
+        report: dict[str, Any],
     ) -> None:
         super().__init__()
-        self.network = network
-        self.dtype, self.example_shape, self.report = dtype, example_shape, report
+        self.network, self.prepare = network, prepare
+        self.example_shape, self.report = example_shape, report
         self.eval()
 
     @torch.no_grad()
@@ -49,7 +54,7 @@ class Optimized(nn.Module):
         if images.shape[1:] != self.example_shape[1:]:
             wanted, given = tuple(self.example_shape[1:]), tuple(images.shape[1:])
             raise UsageError(f"This network was optimised for inputs of shape {wanted}, not {given}: do it anew.")
-        answer = self.network(_for_maps(images, self.dtype))
+        answer = self.network(self.prepare(images))
         return tree_map_only(Tensor, lambda one: one.float() if one.is_floating_point() else one, answer)
 
     def train(self, mode: bool = True) -> Optimized:
@@ -107,12 +112,14 @@ def optimize(
         "choices": {},
     }
     made: Callable[[Tensor], Any]
+    prepare: Callable[[Tensor], Tensor]
     if engine in ("openvino", "onnx"):
-        made = _other_engine(rewritten, example, engine, dtype, device)
-        dtype = torch.float32  # of what goes in
+        # Not laid out anew: PyTorch's threads would still spin, waiting for more, when the engine's begin.
+        made, prepare = _other_engine(rewritten, example, engine, dtype, device), torch.Tensor.float
     else:
-        made = _by_torch(rewritten, _for_maps(example, dtype), engine, report)
-    return Optimized(made, dtype, example.shape, report)
+        prepare = partial(_for_maps, dtype=dtype)
+        made = _by_torch(rewritten, prepare(example), engine, report)
+    return Optimized(made, prepare, example.shape, report)
 
 
 def _for_maps(images: Tensor, dtype: torch.dtype) -> Tensor:

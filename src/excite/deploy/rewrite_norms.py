@@ -69,7 +69,9 @@ def rescale(editor: Editor, layer: fx.Node, scale: Tensor, shift: Tensor | None)
     moved = torch.zeros_like(scale) if bias is None else bias.double() * scale
     if shift is not None:
         moved = moved + shift
-    new_weight, new_bias = editor.put(scaled.to(weight.dtype), "weight"), editor.put(moved.to(weight.dtype), "bias")
+    name = str(weight_at.target).removesuffix("weight").replace(".", "_").strip("_")  # as the network calls the layer
+    new_weight = editor.put(scaled.to(weight.dtype), f"{name}_weight")
+    new_bias = editor.put(moved.to(weight.dtype), f"{name}_bias")
     return editor.call(layer.target, x, new_weight, new_bias, *rest[1:], before=layer)
 
 
