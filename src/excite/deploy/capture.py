@@ -20,6 +20,7 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim, ExportedProgram, export
 
+from excite.deploy.quiet import loggers_at
 from excite.errors import UsageError
 
 aten = torch.ops.aten
@@ -164,18 +165,10 @@ def capture(network: nn.Module, example: Tensor) -> fx.GraphModule:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    # What the exporter tells of its own workings is nothing that a user could act on.
-    loggers = [logging.getLogger(name) for name in ("torch.fx.experimental.symbolic_shapes", "torch.export")]
-    before = [one.level for one in loggers]
-    for one in loggers:
-        one.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for one, level in zip(loggers, before, strict=True):
-            one.setLevel(level)
+    names = ("torch.fx.experimental.symbolic_shapes", "torch.export")
+    with loggers_at(logging.CRITICAL, *names), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 _SAME = (

@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from excite.deploy.quiet import loggers_at
 from excite.errors import ExciteError, UsageError
 
 if TYPE_CHECKING:
@@ -384,13 +385,6 @@ def plain_errors(what: str) -> Iterator[None]:
 def quiet() -> Iterator[None]:
     """Without the exporters' own chatter: deprecations within them, and progress on stdout."""
     names = ("torch.onnx", "torch.export", "torch.utils.cpp_extension", "onnxscript", "root")
-    levels = {name: logging.getLogger(name).level for name in names}
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    with loggers_at(logging.ERROR, *names), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
-        for name in levels:
-            logging.getLogger(name).setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for name, level in levels.items():
-                logging.getLogger(name).setLevel(level)
+        yield

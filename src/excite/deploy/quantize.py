@@ -32,6 +32,7 @@ from excite.deploy.engines import (
     openvino_model,
     plain_errors,
 )
+from excite.deploy.quiet import loggers_at
 from excite.errors import UsageError
 
 if TYPE_CHECKING:
@@ -364,12 +365,6 @@ def _import_nncf() -> Any:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without the packages' own bars and log lines."""
-    levels = {name: logging.getLogger(name).level for name in ("nncf", "root")}
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        for name in levels:
-            logging.getLogger(name).setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for name, level in levels.items():
-                logging.getLogger(name).setLevel(level)
+    out, err = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
+    with loggers_at(logging.ERROR, "nncf", "root"), out, err:
+        yield
