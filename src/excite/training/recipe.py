@@ -44,6 +44,10 @@ class Data(Section):
     """What to do with files that cannot be decoded."""
     workers: Annotated[int, Field(ge=0)] = 0
     """Processes that decode, for sets too large for memory."""
+    balanced: bool = False
+    """Whether an epoch sees every class equally often, and not every image once."""
+    cache_gb: Annotated[float, Field(gt=0)] | None = None
+    """Of shards in object storage: how much of them may be kept on the local disk (10)."""
     # Of hyperspectral scenes. A key left empty takes its default, said in brackets.
     train_ratio: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Share of each class's pixels to train on (0.1)."""
@@ -126,7 +130,9 @@ class Optimizer(Section):
 
     name: Literal["sgd", "adamw"] = "sgd"
     lr: Annotated[float, Field(gt=0)] = 0.1
-    """The peak learning rate, for `trainer.batch_size` images a step."""
+    """The peak learning rate, for `lr_batch` images a step, or for as many as there are."""
+    lr_batch: Positive | None = None
+    """With another `trainer.batch_size` than this the rate is scaled in proportion, after a gradual warm-up."""
     host_factor: Annotated[float, Field(gt=0, le=1)] | None = None
     """Factor on `lr` for the parameters that came from `network.weights`. Left empty it is 0.1 where others are new
     (an added unit's, a classifier's for other classes), else 1."""
@@ -172,6 +178,10 @@ class Augment(Section):
     randaugment: Annotated[int, Field(ge=0)] | None = None
     """RandAugment's number of operations."""
     magnitude: Annotated[int, Field(ge=0, le=30)] | None = None
+    rotate: Annotated[float, Field(ge=0, le=180)] | None = None
+    """Turned by an angle of up to so many degrees, either way."""
+    jitter: Annotated[int, Field(ge=0, le=255)] | None = None
+    """So much, of 255, may be added to or taken from each colour of an image."""
     erasing: Fraction | None = None
     """Probability of random erasing."""
     mixup: Annotated[float, Field(ge=0)] | None = None
@@ -186,6 +196,16 @@ class Trainer(Section):
     minutes: Annotated[float, Field(gt=0)] | None = None
     """Train for about so long: replaces `epochs`, which is then measured and written in."""
     batch_size: Annotated[int, Field(ge=2)] = 128
+    """Images in one step of the optimiser, those of all processes together."""
+    micro_batch: Annotated[int, Field(ge=2)] | None = None
+    """The most images that a process has in work at once; a step of more adds up gradients."""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """With several processes: each holds the whole network, or a share of its parameters."""
+    sync_batch_norm: bool = True
+    """With several processes: batch norm's statistics are those of all images that are in work, or of each process's
+    own."""
+    frozen_norm_epochs: Annotated[float, Field(ge=0)] = 0.0
+    """In so many epochs at the end batch norm keeps its running statistics, and uses them."""
     precision: Literal["fp32", "bf16", "auto"] = "fp32"
     """`bf16`: autocast to bfloat16; the weights stay in fp32. `auto`: that, where the device has instructions for it
     and a step is measured to be quicker; what it came to is written in."""
@@ -201,7 +221,8 @@ class Trainer(Section):
     threads: Positive | None = None
     """CPU threads; sums are ordered by them, so a repeat needs the same number."""
     checkpoint_steps: Positive | None = None
-    """Steps between checkpoints; without it one at the end of each epoch, and every five minutes."""
+    """Steps between checkpoints; without it one at the end of each epoch, and every `checkpoint_minutes`."""
+    checkpoint_minutes: Annotated[float, Field(gt=0)] = 5.0
     keep_checkpoints: Positive = 2
     patience: Positive | None = None
     """Stop after so many epochs without a better score on the validation split, and keep the best weights."""
