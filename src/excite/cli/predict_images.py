@@ -48,5 +48,5 @@ def name_images(source: str, paths: list[Path], format: Format, **options: Any) 
     elif format is Format.table:
         Console(highlight=False).print(table)
     if failed:
-        print(f"excite: {failed} files could not be read", file=sys.stderr)
+        print(f"excite: {failed} {'file' if failed == 1 else 'files'} could not be read", file=sys.stderr)
         raise typer.Exit(1)
