@@ -22,10 +22,10 @@ from excite.deploy.lowered import (
     SelectiveKernels,
     SelectTwo,
 )
-from excite.deploy.native import build, passes
 from excite.deploy.optimize import Optimized, optimize
 from excite.deploy.rewrite import rewrite
 from excite.errors import UsageError
+from excite.native import build, passes
 from excite.networks.catalog import CATALOG
 from rewritten_networks import difference, images, randomised
 

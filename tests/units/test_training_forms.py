@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from excite.create import create
+from excite.native import build, training_passes
 from excite.units import EfficientChannelAttention, SelectiveKernel, SqueezeExcite, training_forms
 from excite.units.parts import scale_channels
 
@@ -218,6 +219,160 @@ def test_a_selective_kernel_equals_its_plain_form(solid):
     )
     for own, expected in pairs:
         torch.testing.assert_close(own, expected, rtol=1e-9, atol=1e-12)
+
+
+# ---- by the passes in C ----
+
+in_c = pytest.mark.skipif(not training_passes.available(torch.float32), reason="no compiler, or no AVX-512")
+
+
+def channels_last(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    last = (shape[0], *shape[2:], shape[1])
+    return drawn(*last, seed=seed, dtype=dtype).movedim(-1, 1)
+
+
+def norm_in_float32(channels: int, dimensions: int = 2) -> nn.Module:
+    norm = NORMS[dimensions](channels)
+    norm.weight.data, norm.bias.data = (drawn(channels, seed=seed).float() for seed in (5, 6))
+    norm.weight.data[0] = 0
+    return norm
+
+
+def errors(found: list[Tensor], exact: list[Tensor]) -> Tensor:
+    """How far each is off, as a share of what is right."""
+    assert all(own.shape == right.shape for own, right in zip(found, exact, strict=True))
+    pairs = zip(found, exact, strict=True)
+    return torch.stack([(own.double() - right).norm() / (right.norm() + 1e-3) for own, right in pairs])
+
+
+@in_c
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("eca", [False, True], ids=["se", "eca"])
+@pytest.mark.parametrize("shape", [(4, 20, 7, 7), (3, 32, 9, 30), (5, 24, 11), (2, 16, 3, 4, 5)])
+def test_the_end_of_a_branch_in_c(shape, eca, dtype):
+    """Against its equations in float64: what comes out, all gradients, the statistics. dy is of another layout."""
+    torch.manual_seed(0)
+    unit = EfficientChannelAttention(shape[1]) if eca else SqueezeExcite(shape[1], 4)
+    norm = norm_in_float32(shape[1], len(shape) - 2)
+    c, shortcut = (channels_last(*shape, seed=seed, dtype=dtype) for seed in (0, 1))
+    dy = drawn(*shape, seed=2, dtype=dtype)
+    assert training_forms.Branch(c.requires_grad_(), copy.deepcopy(norm), relu=False).call.in_c
+
+    def everything(form: Callable[..., Tensor], kind: torch.dtype) -> list[Tensor]:
+        own_norm, own_unit = copy.deepcopy(norm).to(kind), copy.deepcopy(unit).to(kind)
+        maps = [
+            value.detach().to(dtype if kind == torch.float32 else kind).requires_grad_() for value in (c, shortcut)
+        ]
+        with torch.autocast("cpu", torch.bfloat16, enabled=maps[0].dtype == torch.bfloat16):
+            out = form(maps[0], own_norm, own_unit, maps[1])
+        leaves = (*maps, *own_norm.parameters(), *own_unit.parameters())
+        found = torch.autograd.grad(out, leaves, dy.to(maps[0].dtype))
+        if form is training_forms.excited:
+            assert out.stride() == found[0].stride() == maps[0].stride()
+        return [out, *found, own_norm.running_mean, own_norm.running_var]
+
+    def modules(c: Tensor, norm: nn.Module, unit: nn.Module, shortcut: Tensor) -> Tensor:
+        return F.relu(unit(norm(c), shortcut))
+
+    exact = everything(modules, torch.float64)
+    ours = errors(everything(training_forms.excited, torch.float32), exact)
+    if dtype == torch.float32:
+        assert ours.max() < 2e-5
+    else:  # what is rounded to bfloat16 moves a ReLU here and there, which gradients show
+        assert ours[0] < 4e-3
+        assert ours.max() < 1.5 * errors(everything(modules, torch.float32), exact).max() + 0.03
+
+
+@in_c
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(
+    ("branches", "activation"),
+    [(((3, 1), (3, 2)), "relu"), (((3, 1), (5, 1)), "identity"), (((3, 1), (3, 2), (1, 1)), "relu")],
+    ids=["two", "two-linear", "three"],
+)
+def test_a_selective_kernel_in_c(branches, activation, stride):
+    torch.manual_seed(0)
+    unit = SelectiveKernel(32, 32, stride, branches=branches, groups=8, activation=activation)
+    unit = unit.to(memory_format=torch.channels_last)
+    for branch in unit.branches:
+        branch[1].weight.data, branch[1].bias.data = drawn(32, seed=3).float(), drawn(32, seed=4).float()
+    exact = copy.deepcopy(unit).double()
+    x = channels_last(4, 32, 9, 7).requires_grad_()
+    right_x = x.detach().double().requires_grad_()
+    v = unit(x)
+    with off():
+        right = exact(right_x)
+    assert used(v) == {"_Normalise", "_Select"}
+    assert v.stride() == channels_last(*v.shape).stride()
+    dy = drawn(*v.shape, seed=2)
+    found = torch.autograd.grad(v, (x, *unit.parameters()), dy.float())
+    expected = torch.autograd.grad(right, (right_x, *exact.parameters()), dy)
+    statistics = ([b for b in one.buffers() if b.is_floating_point()] for one in (unit, exact))
+    own, theirs = statistics
+    assert errors([v, *found, *own], [right, *expected, *theirs]).max() < 5e-5
+
+
+@in_c
+def test_the_gates_alone_have_a_gradient_in_c():
+    """Where nothing comes back through the maps, and where nothing comes back through the gates."""
+    norm, unit = norm_in_float32(16), SqueezeExcite(16, 4)
+    c, shortcut = channels_last(3, 16, 5, 5).requires_grad_(), channels_last(3, 16, 5, 5, seed=1)
+    branch = training_forms.Branch(c, norm, relu=False)
+    weights = drawn(3, 16, seed=2).float()
+    u = F.batch_norm(c, None, None, norm.weight, norm.bias, True)
+    own, expected = (torch.autograd.grad((z * weights).sum(), c)[0] for z in (branch.z, u.mean((2, 3))))
+    torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-6)
+    unit.expand.weight.data.zero_()  # the gates are constant
+    for name in ("reduce", "expand"):
+        getattr(unit, name).requires_grad_(False)
+    unit.gate = Constant()
+    own, expected = (
+        torch.autograd.grad(form(c, norm, unit, shortcut).square().sum(), c)[0]
+        for form in (training_forms.excited, plain)
+    )
+    torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-5)
+
+
+class Constant(nn.Module):
+    """A gate that does not look."""
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return torch.full_like(logits, 0.5)
+
+
+@in_c
+@pytest.mark.parametrize("first_in_c", [True, False])
+def test_branches_of_two_layouts(first_in_c):
+    """One whose u is not there and one whose u is."""
+    norms = [norm_in_float32(16), norm_in_float32(16)]
+    maps = [channels_last(3, 16, 4, 5), drawn(3, 16, 4, 5, seed=1).float()][:: 1 if first_in_c else -1]
+    maps = [c.requires_grad_() for c in maps]
+    branches = [training_forms.Branch(c, norm, relu=True) for c, norm in zip(maps, norms, strict=True)]
+    assert [branch.call.in_c for branch in branches] == [first_in_c, not first_in_c]
+    attention = drawn(3, 2, 16, seed=2).float().softmax(1)
+    v = training_forms.selected(branches, attention)
+    us = [F.relu(F.batch_norm(c, None, None, n.weight, n.bias, True)) for c, n in zip(maps, norms, strict=True)]
+    expected = sum(a[..., None, None] * u for a, u in zip(attention.unbind(1), us, strict=True))
+    torch.testing.assert_close(v, expected, rtol=1e-4, atol=1e-5)
+    dy = drawn(3, 16, 4, 5, seed=3).float()
+    own, right = torch.autograd.grad(v, maps, dy), torch.autograd.grad(expected, maps, dy)
+    torch.testing.assert_close(own, right, rtol=1e-4, atol=1e-5)
+
+
+@in_c
+@pytest.mark.parametrize("spec", ["resnet20:width=0.5+se", "resnet20:width=0.5+sk"])
+def test_without_the_passes_a_network_trains_the_same(spec, monkeypatch):
+    network, x = small(spec, torch.float32), channels_last(4, 3, 16, 16)
+    ours = gradient(network, x)
+    assert torch.equal(gradient(copy.deepcopy(network), x), ours), "a repeat gives the same bits"
+    monkeypatch.setenv("EXCITE_NATIVE", "0")
+    build.kernels.cache_clear()
+    try:
+        assert not training_passes.available(torch.float32)
+        theirs = gradient(network, x)
+    finally:
+        build.kernels.cache_clear()
+    assert (ours - theirs).norm() < 1e-3 * theirs.norm()
 
 
 # ---- in networks ----

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, fx
 
 from excite.deploy.lowered import Convolution, Lowered
-from excite.deploy.native.build import cache_folder, processor
 from excite.files import write_atomically
+from excite.native.build import cache_folder, processor
 
 log = logging.getLogger(__name__)
 

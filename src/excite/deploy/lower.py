@@ -26,8 +26,8 @@ from excite.deploy.lowered import (
     SelectiveKernels,
     SelectTwo,
 )
-from excite.deploy.native import passes
 from excite.deploy.rewrite_norms import is_own
+from excite.native import passes
 
 _VECTOR_FUNCTIONS: dict[Any, str] = {
     aten.relu.default: "relu",

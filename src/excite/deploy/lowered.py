@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from excite.deploy.native import passes
-from excite.deploy.native.passes import Branch, Excitation
+from excite.native import passes
+from excite.native.passes import Branch, Excitation
 
 Activation = tuple[str, tuple[Any, ...], str]
 """What follows a convolution, as oneDNN wants to hear it: its name, its numbers, its algorithm."""

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .parts import ACTIVATIONS, check_positive, make_part, mean_over_positions
+from .split import split
 from .training_forms import Branch, applies_to, can_come_apart, selected
 
 torch.fx.wrap("mean_over_positions")  # it looks at the shape: one node to a tracer
@@ -137,7 +138,7 @@ class SelectiveKernel(nn.Module):
         """
         if can_come_apart(x, self.branches):
             steps: list[Any] = list(self.branches)
-            convolved = [convolution(x) for convolution, _, _ in steps]
+            convolved = split(x, [convolution for convolution, _, _ in steps])
             if all(applies_to(c, norm) for c, (_, norm, _) in zip(convolved, steps, strict=True)):
                 pairs = zip(convolved, steps, strict=True)
                 branches = [Branch(c, norm, type(activation) is nn.ReLU) for c, (_, norm, activation) in pairs]

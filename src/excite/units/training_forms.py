@@ -12,8 +12,11 @@ They give the gradients of the plain composition (and its second gradients, wher
 mode, hooks on the modules that are passed over, `torch.compile` (which decides for itself what to keep), `torch.fx`,
 `torch.func`, forward-mode gradients.
 
-A map's gradient is computed for a few images at a time: what several operators need lies in the processor's cache
-then. How many follows from the shape alone, so that a repeat sums in the same order.
+Of channels-last maps in float32 and bfloat16 u is never written down where the passes in C can be had
+(:mod:`excite.native.training_passes`): what follows it is computed from c, and the sums that a batch norm, a squeeze
+and their gradients need come out of the same few passes. Elsewhere PyTorch's operators do the work, for a few images
+of a gradient at a time: what several operators need lies in the processor's cache then. How many follows from the
+shape alone, so that a repeat sums in the same order.
 """
 
 from __future__ import annotations
@@ -25,6 +28,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from excite.native import training_passes as passes
 
 from .efficient_channel import EfficientChannelAttention
 from .parts import Mean
@@ -40,6 +45,20 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 # --- where they apply ------------------------------------------------------------------------------------------
 
 
+def can_act(x: Tensor) -> bool:
+    """Whether a map is one of the types, on the device and in the mode that the functions here are for."""
+    # First of all, so that a compiler sees nothing of the rest.
+    if torch.compiler.is_compiling() or type(x) is not Tensor or torch._C._get_tracing_state() is not None:
+        return False
+    return (
+        torch.is_grad_enabled()
+        and x.device.type == "cpu"
+        and x.dtype in _TYPES
+        and not torch._C._are_functorch_transforms_active()
+        and torch.autograd.forward_ad._current_level < 0
+    )
+
+
 def applies_to(c: Tensor, norm: nn.Module) -> bool:
     """Whether a map that goes into a batch norm can take a training form.
 
@@ -47,14 +66,9 @@ def applies_to(c: Tensor, norm: nn.Module) -> bool:
         c: the map, (N, C, *).
         norm: what normalises it.
     """
-    # First of all, so that a compiler sees nothing of the rest.
-    if torch.compiler.is_compiling() or type(c) is not Tensor or torch._C._get_tracing_state() is not None:
-        return False
     return (
-        c.requires_grad
-        and torch.is_grad_enabled()
-        and c.device.type == "cpu"
-        and c.dtype in _TYPES
+        can_act(c)
+        and c.requires_grad
         and type(norm) in _NORMS
         and is_bare(norm)
         and norm.training
@@ -63,8 +77,6 @@ def applies_to(c: Tensor, norm: nn.Module) -> bool:
         and c.shape[1] == norm.num_features
         and c.numel() > c.shape[1]  # of one value per channel batch norm itself has something to say
         and (norm.weight.dtype == c.dtype or (c.dtype == torch.bfloat16 and norm.weight.dtype == torch.float32))
-        and not torch._C._are_functorch_transforms_active()
-        and torch.autograd.forward_ad._current_level < 0
     )
 
 
@@ -153,15 +165,16 @@ class Branch:
         relu: whether a ReLU follows.
 
     Attributes:
-        u: norm(c) or relu(norm(c)). It is not kept for the backward pass, is overwritten in :func:`selected`, and
-            must be used nowhere else: its gradient is a private matter of the functions here.
+        u: norm(c) or relu(norm(c)), or what only stands for it in the graph. It is not kept for the backward pass,
+            is overwritten in :func:`selected`, and must be used nowhere else: its gradient is a private matter of the
+            functions here.
         z: the mean of u over all positions, (N, C).
     """
 
     def __init__(self, c: Tensor, norm: nn.Module, relu: bool) -> None:
         assert isinstance(norm, _NORMS)
-        self.call = _Call(relu, norm.eps)
         weight, bias = norm.weight, norm.bias
+        self.call = _Call(relu, norm.eps, _has_passes(c, weight, bias))
         self.u, self.z, mean, rstd = _Normalise.apply(c, weight, bias, self.call, *_moved_on(norm))
         self.given: tuple[Tensor, ...] = (c, weight, bias, mean, rstd)
 
@@ -201,10 +214,12 @@ class _Call:
     that is missing. Both are gone when the norm has taken them, so that nothing is kept by it.
     """
 
-    def __init__(self, relu: bool, eps: float) -> None:
+    def __init__(self, relu: bool, eps: float, in_c: bool) -> None:
         self.relu, self.eps = relu, eps
+        self.in_c = in_c  # whether the passes in C do the work, and u is not there
         self.factor: Tensor | None = None  # of the gradient that is handed back, (N, C)
-        self.sums: tuple[Tensor, Tensor] | None = None  # of that gradient g, and of g · c, over positions, (N, C)
+        # Of that gradient g, and of g · (c − mean), over the positions where u lets a gradient through, (N, C).
+        self.sums: tuple[Tensor, Tensor] | None = None
 
     def take(self) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """What was put in."""
@@ -242,15 +257,9 @@ class _Normalise(torch.autograd.Function):
         running_var: Tensor | None,
         momentum: float,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        u, mean, rstd = torch.native_batch_norm(c, weight, bias, running_mean, running_var, True, momentum, call.eps)
-        kind, positions = _sum_type(c), math.prod(c.shape[2:])
-        if call.relu:
-            deviation = None
-            z = u.relu_().sum(_positions(c), dtype=kind) / positions
-        else:  # how far an image's mean is from all images', in deviations
-            deviation = (c.sum(_positions(c), dtype=kind) / positions - mean) * rstd
-            z = weight * deviation + bias
-        ctx.save_for_backward(c, weight, bias, mean, rstd, deviation)
+        step = _normalised_in_c if call.in_c else _normalised
+        u, z, mean, rstd, *shares = step(c, weight, bias, call, running_mean, running_var, momentum)
+        ctx.save_for_backward(c, weight, bias, mean, rstd, *shares)
         ctx.call = call
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(mean, rstd)
@@ -258,7 +267,7 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor | None, dz: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-        c, weight, bias, mean, rstd, deviation = ctx.saved_tensors
+        c, weight, bias, mean, rstd, *shares = ctx.saved_tensors
         call: _Call = ctx.call
         if g is None and dz is None:
             return (None,) * 7
@@ -269,7 +278,7 @@ class _Normalise(torch.autograd.Function):
             share = None if dz is None else dz.to(_sum_type(c)) / math.prod(c.shape[2:])
             factor, sums = (None, None) if g is None else call.take()
             if g is not None and factor is not None and sums is not None:
-                gradients = _through_norm(c, weight, mean, rstd, deviation, g, factor, *sums, share)
+                gradients = _through_norm(c, (weight, bias, mean, rstd), call, shares, g, factor, sums, share)
             else:
                 du = _through_relu(c, weight, bias, mean, rstd, call.relu, g, factor, share)
                 gradients = torch.ops.aten.native_batch_norm_backward(
@@ -278,40 +287,99 @@ class _Normalise(torch.autograd.Function):
         return *gradients, None, None, None, None
 
 
-def _through_norm(
+_Normalised = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]
+
+
+def _normalised(
     c: Tensor,
     weight: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    deviation: Tensor,
+    bias: Tensor,
+    call: _Call,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
+) -> _Normalised:
+    """u, z, and each channel's mean and 1 / deviation, and what :func:`_through_norm` may want.
+
+    That is at how many positions of an image the ReLU lets a gradient through (None: at all of them), and the sums of
+    c − mean over those.
+    """
+    u, mean, rstd = torch.native_batch_norm(c, weight, bias, running_mean, running_var, True, momentum, call.eps)
+    kind, positions = _sum_type(c), math.prod(c.shape[2:])
+    if call.relu:
+        return u, u.relu_().sum(_positions(c), dtype=kind) / positions, mean, rstd, None, None
+    away = c.sum(_positions(c), dtype=kind) - positions * mean
+    return u, weight * rstd * (away / positions) + bias, mean, rstd, None, away
+
+
+def _normalised_in_c(
+    c: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    call: _Call,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
+) -> _Normalised:
+    """The same, with what has u's shape and no contents in u's place."""
+    first, second, near = passes.moments(c)
+    positions = math.prod(c.shape[2:])
+    m = c.shape[0] * positions
+    beyond = first.sum(0) / m
+    variance = (second.sum(0) / m - beyond.square()).clamp_min_(0)
+    mean, rstd = near + beyond, (variance + call.eps).rsqrt()
+    if running_mean is not None:
+        running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+    if running_var is not None:
+        running_var.lerp_((variance * (m / (m - 1))).to(running_var.dtype), momentum)
+    if call.relu:
+        count, away = passes.active(c, *_line(weight, bias, mean, rstd), mean)
+    else:
+        count, away = None, first - positions * beyond
+    z = (weight * rstd * away + bias * (positions if count is None else count)) / positions
+    u = c.new_empty_strided(c.shape, (0,) * c.dim())
+    return u, z, mean, rstd, count, away
+
+
+def _through_norm(
+    c: Tensor,
+    given: tuple[Tensor, Tensor, Tensor, Tensor],
+    call: _Call,
+    shares: Sequence[Tensor | None],
     g: Tensor,
     s: Tensor,
-    g_sum: Tensor,
-    gc_sum: Tensor,
+    sums: tuple[Tensor, Tensor],
     share: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of (c, weight, bias) where that of u is s · g + share.
+    """The gradients of (c, weight, bias) where that of u is s · g + share, and 0 where a ReLU gave 0.
 
-    With ĉ = (c − mean) · rstd and m numbers in each channel, du = s · g + share, the gradient of batch norm is
+    With ĉ = (c − mean) · rstd, m numbers in each channel and du = s · g + share or 0, the gradient of batch norm is
 
         dc = weight · rstd · (du − Σ du / m − ĉ · Σ (du · ĉ) / m),
 
-    whose sums follow from those over each image's positions: dc is p · g + q + r · c, in one pass.
+    whose sums follow from those over each image's positions: dc is du · weight · rstd + r · c + t, in one pass.
     """
-    positions, kind = math.prod(c.shape[2:]), _sum_type(c)
+    weight, _, mean, rstd = given
+    count, away = shares
+    g_sum, ga_sum = sums
+    m = c.numel() // c.shape[1]
     if share is None:
         share = torch.zeros_like(s)
-    m = c.shape[0] * positions
-    bias_gradient = (s * g_sum + positions * share).sum(0)
-    weight_gradient = (s * (gc_sum - mean * g_sum) * rstd + positions * share * deviation).sum(0)
+    assert away is not None
+    bias_gradient = (s * g_sum + share * (m // c.shape[0] if count is None else count)).sum(0)
+    weight_gradient = ((s * ga_sum + share * away) * rstd).sum(0)
     a = weight * rstd
     r = -a * rstd * weight_gradient / m
-    p, q = a * s, a * (share - bias_gradient / m) - r * mean
-    p, q, r = (_wide(value.to(kind), c) for value in (p, q, r[None]))
-    dc = torch.empty_like(c)
-    for part, room in _parts(c, dc):
-        torch.addcmul(q[part], g[part].to(kind), p[part], out=room).addcmul_(c[part].to(kind), r)
-        _put(room, dc[part])
+    p, q, t = a * s, a * share, -a * bias_gradient / m - r * mean
+    if call.in_c:
+        p, q, r, t = (_floats(value) for value in (p, q, r, t))
+        dc = passes.through_norm(passes.laid_out_as(c, g), c, p, q, r, t, _line(*given), call.relu)
+    else:
+        kind, dc = _sum_type(c), torch.empty_like(c)
+        p, q, r = (_wide(value.to(kind), c) for value in (p, q + t, r[None]))
+        for part, room in _parts(c, dc):
+            torch.addcmul(q[part], g[part].to(kind), p[part], out=room).addcmul_(c[part].to(kind), r)
+            _put(room, dc[part])
     return dc, weight_gradient.to(weight.dtype), bias_gradient.to(weight.dtype)
 
 
@@ -328,7 +396,7 @@ def _through_relu(
 ) -> Tensor:
     """factor · g + share, and 0 where the ReLU behind the norm of c gave 0."""
     kind, du = _sum_type(c), torch.empty_like(c)
-    a, b = _line(c, weight, bias, mean, rstd)
+    a, b = _wide_line(c, weight, bias, mean, rstd)
     factor, share = (None if value is None else _wide(value, c) for value in (factor, share))
     for part, room in _parts(c, du):
         if g is None or factor is None:
@@ -360,8 +428,13 @@ class _ScaleAdd(torch.autograd.Function):
         mean: Tensor,
         rstd: Tensor,
     ) -> Tensor:
-        out = torch.addcmul(shortcut, u, _wide(s.to(u.dtype), u), out=u).relu_()
-        ctx.mark_dirty(u)
+        if call.in_c:
+            a, b = _line(weight, bias, mean, rstd)
+            wide = s.float()
+            out = passes.join(c, passes.laid_out_as(c, shortcut), _floats(wide * a), _floats(wide * b))
+        else:
+            out = torch.addcmul(shortcut, u, _wide(s.to(u.dtype), u), out=u).relu_()
+            ctx.mark_dirty(u)
         ctx.save_for_backward(out, s, c, weight, bias, mean, rstd)
         ctx.call = call
         return out
@@ -375,15 +448,20 @@ class _ScaleAdd(torch.autograd.Function):
             g = dy * (out > 0)
             ds = (g * call.again(c, weight, bias)).sum(_positions(c))
             return g * _wide(s.to(g.dtype), g), ds.to(s.dtype), g, *nothing
-        kind, g = _sum_type(c), torch.empty_like(c)
-        g_sum, gc_sum = torch.empty_like(s, dtype=kind), torch.empty_like(s, dtype=kind)
-        for part, room in _parts(c):
-            torch.ops.aten.threshold_backward.grad_input(dy[part], out[part], 0, grad_input=g[part])
-            torch.sum(g[part], _positions(c), dtype=kind, out=g_sum[part])
-            torch.mul(g[part].to(kind), c[part].to(kind), out=room)
-            torch.sum(room, _positions(c), out=gc_sum[part])
-        ds = weight * rstd * (gc_sum - mean * g_sum) + bias * g_sum
-        call.factor, call.sums = s.to(kind), (g_sum, gc_sum)
+        kind = _sum_type(c)
+        if call.in_c:
+            g, g_sum, ga_sum = passes.join_backward(passes.laid_out_as(c, dy), out, c, mean)
+        else:
+            g, g_sum = torch.empty_like(c), torch.empty_like(s, dtype=kind)
+            gc_sum = torch.empty_like(g_sum)
+            for part, room in _parts(c):
+                torch.ops.aten.threshold_backward.grad_input(dy[part], out[part], 0, grad_input=g[part])
+                torch.sum(g[part], _positions(c), dtype=kind, out=g_sum[part])
+                torch.mul(g[part].to(kind), c[part].to(kind), out=room)
+                torch.sum(room, _positions(c), out=gc_sum[part])
+            ga_sum = gc_sum - mean * g_sum
+        ds = weight * rstd * ga_sum + bias * g_sum
+        call.factor, call.sums = s.to(kind), (g_sum, ga_sum)
         return g, ds.to(s.dtype), g, *nothing
 
 
@@ -392,16 +470,21 @@ class _Select(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, calls: tuple[_Call, ...], attention: Tensor, *tensors: Tensor) -> Tensor:
-        maps, given = tensors[: len(calls)], tensors[len(calls) :]
-        weights = [_wide(a, maps[0]) for a in attention.to(maps[0].dtype).unbind(1)]
-        if len(calls) == 2:
-            v = torch.lerp(maps[1], maps[0], weights[0], out=maps[1])
+        given = _fives(tensors[len(calls) :])
+        alike = len({(one[0].shape, one[0].dtype) for one in given}) == 1
+        ctx.in_c = alike and all(call.in_c for call in calls)
+        if ctx.in_c:
+            factors = [_floats(factor) for factor in _factors(attention.float())]
+            v = passes.select([one[0] for one in given], [_line(*one[1:]) for one in given], factors, _relus(calls))
         else:
-            v = maps[-1].mul_(weights[-1])
-            for u, weight in zip(maps[:-1], weights, strict=False):
-                v.addcmul_(u, weight)
-        ctx.mark_dirty(v)
-        ctx.save_for_backward(attention, *given)
+            # One that is not there has a layout of its own.
+            maps = [
+                call.again(*one[:3]) if call.in_c else u for call, one, u in zip(calls, given, tensors, strict=False)
+            ]
+            v = _weighted_sum(maps, attention)
+            if not calls[-1].in_c:
+                ctx.mark_dirty(v)
+        ctx.save_for_backward(attention, *tensors[len(calls) :])
         ctx.calls = calls
         return v
 
@@ -409,7 +492,7 @@ class _Select(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         attention, *rest = ctx.saved_tensors
         calls: tuple[_Call, ...] = ctx.calls
-        given = [rest[i : i + 5] for i in range(0, len(rest), 5)]
+        given = _fives(rest)
         c = given[0][0]
         nothing = (None,) * len(rest)
         if torch.is_grad_enabled():
@@ -418,8 +501,21 @@ class _Select(torch.autograd.Function):
             gradients = [g * _wide(factor, g) for factor in factors]
             return None, _of_attention(dots).to(attention.dtype), *gradients, *nothing
         kind = _sum_type(c)
+        for call, factor in zip(calls, _factors(attention.to(kind)), strict=True):
+            call.factor = factor
+        if ctx.in_c:
+            g = passes.laid_out_as(c, g)
+            lines, means = [_line(*one[1:]) for one in given], [one[3] for one in given]
+            both = passes.select_backward(g, [one[0] for one in given], lines, means, _relus(calls))
+            for call, sums in zip(calls, both, strict=True):
+                call.sums = sums
+            dots = [
+                weight * rstd * ga_sum + bias * g_sum
+                for (g_sum, ga_sum), (_, weight, bias, _, rstd) in zip(both, given, strict=True)
+            ]
+            return None, _of_attention(dots).to(attention.dtype), *[g] * len(calls), *nothing
         dots = [torch.empty_like(attention[:, 0], dtype=kind) for _ in calls]
-        lines = [_line(*one) for one in given]
+        lines = [_wide_line(*one) for one in given]
         for part, room in _parts(c):
             for call, one, (a, b), dot in zip(calls, given, lines, dots, strict=True):
                 torch.addcmul(b, one[0][part].to(kind), a, out=room)
@@ -427,9 +523,28 @@ class _Select(torch.autograd.Function):
                     room.relu_()
                 room.mul_(g[part])
                 torch.sum(room, _positions(c), out=dot[part])
-        for call, factor in zip(calls, _factors(attention.to(kind)), strict=True):
-            call.factor = factor
         return None, _of_attention(dots).to(attention.dtype), *[g] * len(calls), *nothing
+
+
+def _weighted_sum(maps: Sequence[Tensor], attention: Tensor) -> Tensor:
+    """Σ attention · u, written over the last u."""
+    weights = [_wide(a, maps[0]) for a in attention.to(maps[0].dtype).unbind(1)]
+    if len(maps) == 2:
+        return torch.lerp(maps[1], maps[0], weights[0], out=maps[1])
+    v = maps[-1].mul_(weights[-1])
+    for u, weight in zip(maps[:-1], weights, strict=False):
+        v.addcmul_(u, weight)
+    return v
+
+
+def _fives(tensors: Sequence[Tensor]) -> list[Sequence[Tensor]]:
+    """What stands for the u of each branch: c, weight, bias, mean, rstd."""
+    return [tensors[i : i + 5] for i in range(0, len(tensors), 5)]
+
+
+def _relus(calls: Sequence[_Call]) -> int:
+    """A bit for each branch that has a ReLU."""
+    return sum(call.relu << m for m, call in enumerate(calls))
 
 
 def _factors(attention: Tensor) -> tuple[Tensor, ...]:
@@ -462,10 +577,32 @@ def _sum_type(c: Tensor) -> torch.dtype:
     return torch.float32 if c.dtype == torch.bfloat16 else c.dtype
 
 
-def _line(c: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
-    """a and b of u = a · c + b, as wide as c."""
-    a = (weight * rstd).to(_sum_type(c))
-    return _wide(a[None], c), _wide((bias - a * mean).to(_sum_type(c))[None], c)
+def _line(weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
+    """a and b of u = a · c + b."""
+    a = weight * rstd
+    return a, bias - a * mean
+
+
+def _wide_line(c: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
+    """The same in the type of sums, as wide as c."""
+    a, b = _line(weight, bias, mean, rstd)
+    return _wide(a.to(_sum_type(c))[None], c), _wide(b.to(_sum_type(c))[None], c)
+
+
+def _floats(values: Tensor) -> Tensor:
+    """As the passes in C read them."""
+    return values.to(torch.float32).contiguous()
+
+
+def _has_passes(c: Tensor, weight: Tensor, bias: Tensor) -> bool:
+    """Whether the passes in C can do the work."""
+    return (
+        weight.dtype == bias.dtype == torch.float32
+        and weight.is_contiguous()
+        and bias.is_contiguous()
+        and passes.is_laid_out(c)
+        and passes.available(c.dtype)
+    )
 
 
 def _parts(c: Tensor, result: Tensor | None = None) -> Iterator[tuple[slice, Tensor]]:

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from excite.deploy.native import build, passes
-from excite.deploy.native.passes import Branch, Excitation
+from excite.native import build, passes
+from excite.native.passes import Branch, Excitation
 
 pytestmark = pytest.mark.skipif(not passes.available(torch.float32), reason="no compiler, or no AVX-512")
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from excite.deploy.native.build import kernels
+from excite.native.build import kernels
 
 FUNCTIONS = {
     "identity": 0,
@@ -210,6 +210,43 @@ def grouped(x: Tensor, branch: Branch, relu: bool) -> Tensor:
     if failed:
         raise MemoryError("There is no memory left for the rows of a grouped convolution.")
     return answer
+
+
+def grouped_weight(x: Tensor, dy: Tensor, weight: Tensor, branch: Branch) -> Tensor:
+    """The gradient of the weight (C, group, rows, 3) of a grouped convolution of 4 or 8 channels to a group.
+
+    Args:
+        x: what went into the convolution, (N, C, H, W).
+        dy: the gradient of what came out of it, (N, C, H′, W′).
+        weight: the weight, for its shape and type.
+        branch: the convolution; its own weight and bias are not read.
+    """
+    n, channels, height, width = x.shape
+    rows, columns = branch.kernel
+    sums = torch.empty((n, channels // LANES, rows, columns, branch.group, LANES), dtype=torch.float32)
+    library = kernels(x.dtype)
+    assert library is not None
+    failed = library.grouped_weight(
+        x.data_ptr(),
+        dy.data_ptr(),
+        sums.data_ptr(),
+        n,
+        height,
+        width,
+        channels,
+        branch.group,
+        rows,
+        columns,
+        branch.stride,
+        branch.dilation,
+        *branch.padding,
+        *dy.shape[2:],
+    )
+    if failed:
+        raise MemoryError("There is no memory left for the rows of a grouped convolution.")
+    # [blocks][rows][columns][group][lanes], as the weight has it
+    whole = sums.sum(0, dtype=torch.float64).permute(0, 4, 3, 1, 2).reshape(weight.shape)
+    return whole.to(weight.dtype)
 
 
 _AT_ONCE_BYTES = 2**20

@@ -1,7 +1,7 @@
-"""Compiles ``kernels.c`` for this processor, once, and loads it.
+"""Compiles the passes in C for this processor, once, and loads them.
 
 What is compiled is kept in the user's cache folder (``EXCITE_CACHE``, else ``$XDG_CACHE_HOME/excite``, else
-``~/.cache/excite``) under a name made from the source, the compiler, its options and the processor.
+``~/.cache/excite``) under a name made from the sources, the compiler, its options and the processor.
 """
 
 from __future__ import annotations
@@ -21,17 +21,31 @@ import torch
 
 log = logging.getLogger(__name__)
 
-SOURCE = Path(__file__).with_name("kernels.c")
+_FOLDER = Path(__file__).parent
 # Not -ffast-math: sums keep their order, and NaN stays NaN.
 OPTIONS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC", "-fopenmp")
 SIGNATURES = {
-    "gate": "pplllpplipplifppl",
-    "scale": "pppp" + "lll" + "i",
-    "select_two": "pppp" + "lll",
-    "has_grouped": "",
-    "grouped": "pppp" + 13 * "l" + "i",
-    "selective": "pp" + 9 * "l" + 2 * "pplllll" + "ppli" + "ppif" + "pp",
+    "kernels.c": {
+        "gate": "pplllpplipplifppl",
+        "scale": "pppp" + "lll" + "i",
+        "select_two": "pppp" + "lll",
+        "has_grouped": "",
+        "grouped": "pppp" + 13 * "l" + "i",
+        "grouped_weight": "ppp" + 13 * "l",
+        "selective": "pp" + 9 * "l" + 2 * "pplllll" + "ppli" + "ppif" + "pp",
+    },
+    "training.c": {
+        "moments": "pppp" + "llll",
+        "active": "pppppp" + "llll",
+        "join": "ppppp" + "llll",
+        "join_backward": "ppppppp" + "llll",
+        "select_sum": "pppp" + "li" + "p" + "llll",
+        "select_backward": "ppppp" + "li" + "pp" + "llll",
+        "through_norm": "ppp" + "i" + "p" + "llll",
+    },
 }
+"""The functions of each source, with the types of their arguments: p a pointer, l a long, i an int, f a float."""
+_ANSWERING = ("grouped", "grouped_weight", "has_grouped", "selective")
 _COMPILE_SECONDS = 120
 
 
@@ -43,29 +57,33 @@ def cache_folder() -> Path:
 
 
 @cache
-def kernels(dtype: torch.dtype) -> ctypes.CDLL | None:
+def kernels(dtype: torch.dtype, source: str = "kernels.c") -> ctypes.CDLL | None:
     """The compiled passes for maps of float32 or bfloat16; None where they cannot be had, which is logged once.
 
     They need Linux, a C compiler (``CC``, else cc), a processor with AVX-512 and a PyTorch that runs its threads by
     GNU OpenMP, whose threads they share. ``EXCITE_NATIVE=0`` turns them off.
+
+    Args:
+        dtype: of the maps.
+        source: a name in ``SIGNATURES``.
     """
     reason = _missing()
     if reason is None:
         try:
-            return _declared(ctypes.CDLL(str(_compiled(dtype))))
+            return _declared(ctypes.CDLL(str(_compiled(dtype, source))), source)
         except (OSError, subprocess.SubprocessError) as error:
             reason = str(error).strip().partition("\n")[0]
     log.info("The passes in C are not used (%s): PyTorch's operators are.", reason)
     return None
 
 
-def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
-    """With the types of all arguments: p a pointer, l a long, i an int, f a float."""
+def _declared(library: ctypes.CDLL, source: str) -> ctypes.CDLL:
+    """With the types of all arguments."""
     kinds = {"p": ctypes.c_void_p, "l": ctypes.c_long, "i": ctypes.c_int, "f": ctypes.c_float}
-    for name, arguments in SIGNATURES.items():
+    for name, arguments in SIGNATURES[source].items():
         function = getattr(library, name)
         function.argtypes = [kinds[one] for one in arguments]
-        function.restype = ctypes.c_int if name in ("grouped", "has_grouped", "selective") else None
+        function.restype = ctypes.c_int if name in _ANSWERING else None
     return library
 
 
@@ -96,22 +114,23 @@ def _openmp() -> str | None:
     return own.pop() if len(own) == 1 else None
 
 
-def _compiled(dtype: torch.dtype) -> Path:
+def _compiled(dtype: torch.dtype, source: str) -> Path:
     compiler, openmp = _compiler(), _openmp()
     assert compiler is not None
     assert openmp is not None
     options = (*OPTIONS, *(("-DEXCITE_BF16",) if dtype == torch.bfloat16 else ()))
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=30).stdout
-    made_from = "\0".join((SOURCE.read_text(), compiler, version, *options, openmp, processor()))
+    texts = [(_FOLDER / name).read_text() for name in ("maps.h", source)]
+    made_from = "\0".join((*texts, compiler, version, *options, openmp, processor()))
     folder = cache_folder() / "native"
     built = folder / f"{hashlib.sha256(made_from.encode()).hexdigest()[:24]}.so"
     if built.exists():
         return built
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        made, unlinked = Path(scratch) / "kernels.so", Path(scratch) / "kernels.o"
+        made, unlinked = Path(scratch) / "passes.so", Path(scratch) / "passes.o"
         compile_only = [one for one in options if one != "-shared"]
-        _run([compiler, *compile_only, "-c", str(SOURCE), "-o", str(unlinked)])
+        _run([compiler, *compile_only, "-c", str(_FOLDER / source), "-o", str(unlinked)])
         # Linked to the library itself, not by -fopenmp, which would name the compiler's own.
         _run([compiler, "-shared", str(unlinked), openmp, "-lm", "-o", str(made)])
         made.replace(built)

@@ -4,33 +4,12 @@
  * u[n][position][channel]. Every sum is taken in an order that depends on the shapes and the number of threads alone,
  * so that a repeat gives the same bits.
  */
-#include <immintrin.h>
+#include "maps.h"
+
 #include <math.h>
 #include <omp.h>
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-
-#ifdef EXCITE_BF16
-typedef uint16_t map_t;
-static inline __m512 load16(const map_t *p) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));
-}
-static inline void store16(map_t *p, __m512 v) {
-#ifdef __AVX512BF16__
-    _mm256_storeu_si256((__m256i *)p, (__m256i)_mm512_cvtneps_pbh(v));
-#else
-    __m512i bits = _mm512_castps_si512(v);
-    __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    bits = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-    _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(bits, 16)));
-#endif
-}
-#else
-typedef float map_t;
-static inline __m512 load16(const map_t *p) { return _mm512_loadu_ps(p); }
-static inline void store16(map_t *p, __m512 v) { _mm512_storeu_ps(p, v); }
-#endif
 
 enum { IDENTITY, RELU, SIGMOID, HARD_SIGMOID, TANH, SILU, HARD_SWISH, RELU6 };
 
@@ -445,6 +424,94 @@ int grouped(const map_t *x, const weight_t *weight, const float *bias, map_t *an
         }
 #pragma omp barrier
         if (!failed) grouped_in_team(&g, x, answer, NULL, n, laid_out);
+        free(laid_out);
+    }
+    return failed;
+}
+
+/* For three columns of the kernel, four input channels of each group (from the j-th on) and 16 output channels: what a
+ * row of answers' gradients dy adds to the gradient of the weight. */
+static inline __attribute__((always_inline)) void weight_row(const grouped_t *g, const map_t *dy, const map_t *row,
+                                                             float *sums, int group, int j, const __m512i *lanes) {
+    __m512 acc[12];
+#pragma GCC unroll 12
+    for (int k = 0; k < 12; k++) acc[k] = _mm512_setzero_ps();
+    for (long ow = 0; ow < g->out_w; ow++) {
+        __m512 gradient = load16(dy + ow * g->channels);
+#pragma GCC unroll 3
+        for (int kw = 0; kw < 3; kw++) {
+            __m512 value = load16(row + (ow * g->stride + kw * g->dilation) * 16);
+            __m512 spread[4];
+            if (group == 4) {
+                spread[0] = _mm512_permute_ps(value, 0x00);
+                spread[1] = _mm512_permute_ps(value, 0x55);
+                spread[2] = _mm512_permute_ps(value, 0xAA);
+                spread[3] = _mm512_permute_ps(value, 0xFF);
+            } else {
+#pragma GCC unroll 4
+                for (int k = 0; k < 4; k++) spread[k] = _mm512_permutexvar_ps(lanes[j + k], value);
+            }
+#pragma GCC unroll 4
+            for (int k = 0; k < 4; k++) acc[4 * kw + k] = _mm512_fmadd_ps(spread[k], gradient, acc[4 * kw + k]);
+        }
+    }
+#pragma GCC unroll 3
+    for (int kw = 0; kw < 3; kw++)
+#pragma GCC unroll 4
+        for (int k = 0; k < 4; k++) {
+            float *to = sums + (kw * group + j + k) * 16;
+            _mm512_storeu_ps(to, _mm512_add_ps(_mm512_loadu_ps(to), acc[4 * kw + k]));
+        }
+}
+
+/* The gradient of the weight of a grouped convolution with 4 or 8 channels to a group and three columns, apart for each
+ * image: sums[n][channels / 16][rows][3][group][16]. 0, or 1 where there was no memory. */
+int grouped_weight(const map_t *x, const map_t *dy, float *sums, long n, long height, long width, long channels,
+                   long group, long rows, long columns, long stride, long dilation, long pad_h, long pad_w, long out_h,
+                   long out_w) {
+    grouped_t g = {NULL,   NULL,     height, width, channels, group, rows, columns,
+                   stride, dilation, pad_h,  pad_w, out_h,    out_w, 0};
+    long chunk = chunk_of(&g), wide = laid_out_width(&g), blocks = channels / 16, own = rows * 3 * group * 16;
+    int failed = 0;
+#pragma omp parallel
+    {
+        map_t *laid_out = aligned_alloc(64, laid_out_bytes(&g, chunk));
+        __m512i lanes[8];
+        for (int j = 0; j < 8; j++) {
+            int place[16];
+            for (int l = 0; l < 16; l++) place[l] = (int)(l / group * group + j) % 16;
+            lanes[j] = _mm512_loadu_si512(place);
+        }
+        if (!laid_out) {
+#pragma omp atomic write
+            failed = 1;
+        }
+#pragma omp barrier
+        if (!failed) {
+#pragma omp for collapse(2) schedule(static)
+            for (long i = 0; i < n; i++)
+                for (long b = 0; b < blocks; b++) {
+                    float *to = sums + (i * blocks + b) * own;
+                    memset(to, 0, own * sizeof(float));
+                    for (long first = 0; first < out_h; first += chunk) {
+                        long last = first + chunk < out_h ? first + chunk : out_h;
+                        lay_out(&g, x + i * height * width * channels, 16 * b, first * stride - pad_h,
+                                laid_out_rows(&g, last - first), laid_out);
+                        for (long oh = first; oh < last; oh++)
+                            for (long kh = 0; kh < rows; kh++) {
+                                const map_t *from = dy + (i * out_h + oh) * out_w * channels + 16 * b;
+                                const map_t *row = laid_out + ((oh - first) * stride + kh * dilation) * wide * 16;
+                                float *at = to + kh * 3 * group * 16;
+                                if (group == 4) {
+                                    weight_row(&g, from, row, at, 4, 0, lanes);
+                                } else {
+                                    weight_row(&g, from, row, at, 8, 0, lanes);
+                                    weight_row(&g, from, row, at, 8, 4, lanes);
+                                }
+                            }
+                    }
+                }
+        }
         free(laid_out);
     }
     return failed;
