@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from torchvision.transforms import v2
+from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
-from excite.data.augment import Augmentation, crop_and_flip, erase, mix, randaugment, resized_windows
+from excite.data.augment import Augmentation, ResizedWindows, crop_and_flip, erase, jitter, mix, randaugment, rotate
+from excite.data.draws import uniform
 from excite.errors import UsageError
 
 RNG = np.random.default_rng(0)
@@ -56,10 +57,14 @@ def test_the_input_is_left_as_it_is() -> None:
     assert torch.equal(crop_and_flip(images, Augmentation(flip=1.0), 0, 0, np.arange(10)), before.flip(-1))
 
 
+def windows_of(count: int, size: tuple[int, int], choice: Augmentation) -> np.ndarray:
+    drawn = ResizedWindows(choice, 0, 0, np.arange(count))
+    return np.array([drawn.window(number, *size) for number in range(count)])
+
+
 def test_resized_windows_are_distributed_as_torchvisions() -> None:
     count, height, width = 4000, 120, 90
-    index = np.arange(count)
-    mine = resized_windows(np.tile([height, width], (count, 1)), Augmentation(crop="resized"), 0, 0, index)
+    mine = windows_of(count, (height, width), Augmentation(crop="resized"))
     torch.manual_seed(0)
     transform = v2.RandomResizedCrop(32)
     image = torch.empty(3, height, width)
@@ -78,8 +83,7 @@ def test_resized_windows_are_distributed_as_torchvisions() -> None:
 @pytest.mark.parametrize("size", [(2000, 20), (20, 2000), (1, 1), (3, 2)])
 def test_windows_of_extreme_images_are_central_or_fit(size: tuple[int, int]) -> None:
     height, width = size
-    index = np.arange(200)
-    windows = resized_windows(np.tile(size, (200, 1)), Augmentation(crop="resized", min_area=0.5), 0, 0, index)
+    windows = windows_of(200, size, Augmentation(crop="resized", min_area=0.5))
     assert (windows[:, 2:] >= 1).all()
     assert (windows[:, :2] >= 0).all()
     assert (windows[:, 0] + windows[:, 2] <= height).all()
@@ -190,6 +194,12 @@ def test_an_image_mixed_with_one_of_its_own_class_keeps_its_class() -> None:
         ({"padding": -1}, "padding is -1"),
         ({"min_area": 0.0}, "min_area is 0.0"),
         ({"magnitude": 31}, "magnitude is 31"),
+        ({"rotate": -10.0}, "rotate is -10.0"),
+        ({"rotate": 181.0}, "rotate is 181.0"),
+        ({"rotate": float("nan")}, "rotate is nan"),
+        ({"jitter": -1}, "jitter is -1"),
+        ({"jitter": 256}, "jitter is 256"),
+        ({"jitter": 2.5}, "jitter is 2.5"),
     ],
 )
 def test_bad_choices(values: dict[str, object], message: str) -> None:
@@ -220,3 +230,102 @@ def test_quarter_turns_are_each_images_own_draw_and_for_squares_only() -> None:
     assert 15 <= sum(same) <= 35  # a half is not asked, and a quarter of the others is turned by none: 25 expected
     with pytest.raises(UsageError, match="square images, and these are 4×5"):
         crop_and_flip(images[..., :4, :], choice, 0, 0, np.arange(40))
+
+
+MEAN = (0.485, 0.456, 0.406)
+
+
+@pytest.mark.parametrize("shape", [(40, 40), (30, 47)])
+def test_an_image_is_rotated_as_torchvision_rotates_it_by_the_same_angle(shape: tuple[int, int]) -> None:
+    images = torch.from_numpy(RNG.integers(0, 256, (12, 3, *shape), dtype=np.uint8))
+    index = np.arange(12)
+    turned = rotate(images, Augmentation(rotate=60), MEAN, 3, 2, index)
+    angles = (2 * uniform(3, 2, index, "rotate")[:, 0] - 1) * 60
+    fill = [255 * value for value in MEAN]
+    for image, mine, angle in zip(images, turned, angles, strict=True):
+        # Framed in the bare colour beforehand: at the border torchvision's own fill weighs pixels twice.
+        framed = F.pad(image.float(), [50] * 4, fill=fill)
+        theirs = F.center_crop(F.rotate(framed, float(angle), InterpolationMode.BILINEAR), list(shape))
+        # Theirs before it is rounded to whole numbers: so a half may be off, and the arithmetic by a little.
+        assert (mine.float() - theirs).abs().max() < 0.55
+    assert turned.dtype == torch.uint8
+    assert turned[:, :, 0, 0].unique(dim=0).tolist().count([124, 116, 104]) == 1  # a bare corner
+
+
+def test_angles_are_uniform_between_both_bounds() -> None:
+    # A ramp over the columns, turned: its slope in the middle tells the angle.
+    ramp = torch.arange(33).expand(33, 33).mul(7).to(torch.uint8)[None]
+    count = 600
+    batch = ramp.expand(count, 1, -1, -1).contiguous()
+    turned = rotate(batch, Augmentation(rotate=10), (0.5,), 0, 0, np.arange(count))[:, 0].double()
+    middle = slice(10, 23)
+    down = turned[:, 11:24, middle] - turned[:, 9:22, middle]
+    right = turned[:, middle, 11:24] - turned[:, middle, 9:22]
+    angles = np.degrees(np.arctan2(-down.mean((1, 2)).numpy(), right.mean((1, 2)).numpy()))
+    assert stats.kstest(angles, stats.uniform(-10, 20).cdf).pvalue > 1e-4
+    assert abs(angles).max() < 10.1
+
+
+def test_normalised_images_are_rotated_too_and_their_bare_corners_are_zero() -> None:
+    images = torch.ones(3, 2, 9, 9)
+    turned = rotate(images, Augmentation(rotate=45), (0.5, 0.5), 0, 0, np.arange(3))
+    assert turned.dtype == torch.float32
+    torch.testing.assert_close(turned[:, :, 4, 4], torch.ones(3, 2))
+    assert turned[:, :, 0, 0].min() == 0
+
+
+def test_jitter_adds_one_number_to_each_channel_and_clips() -> None:
+    count = 3000
+    # Every value there is, so that clipping shows at both ends.
+    values = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    batch = values.expand(count, 3, -1, -1).contiguous()
+    out = jitter(batch, Augmentation(jitter=20), 0, 0, np.arange(count))
+    added = out[:, :, 8, 0].int() - 128
+    expected = (values.int() + added[:, :, None, None]).clamp(0, 255)
+    assert torch.equal(out.int(), expected)
+    offsets, counts = np.unique(added.numpy(), return_counts=True)
+    assert offsets.tolist() == list(range(-20, 21))
+    assert stats.chisquare(counts).pvalue > 1e-4
+    pairs = np.corrcoef(added.numpy().T)[np.triu_indices(3, 1)]
+    assert np.abs(pairs).max() < 0.08  # the channels are drawn apart: 4 standard errors of 3,000 pairs
+
+
+def test_jitter_is_for_whole_numbers() -> None:
+    with pytest.raises(UsageError, match="these are normalised"):
+        jitter(torch.rand(2, 3, 4, 4), Augmentation(jitter=5), 0, 0, np.arange(2))
+
+
+@pytest.mark.parametrize("largest", [0, 255])
+def test_the_largest_jitter_there_is(largest: int) -> None:
+    batch = noise_images(50)
+    out = jitter(batch, Augmentation(jitter=largest), 0, 0, np.arange(50)).int()
+    difference = (out - batch.int()).flatten(2)
+    whole = torch.where((out == 0) | (out == 255), 0, 1).bool().flatten(2)
+    for values, kept in zip(difference.flatten(0, 1), whole.flatten(0, 1), strict=True):
+        assert len(values[kept].unique()) <= 1  # where nothing was clipped, the same was added
+    assert (difference == 0).all() == (largest == 0)
+
+
+@pytest.mark.parametrize("kind", ["rotate", "jitter", "flip"])
+def test_turns_and_colours_are_drawn_per_image_and_the_layout_in_memory_is_kept(kind: str) -> None:
+    images = noise_images(40, size=12)
+    index = np.arange(40)
+
+    def apply(x: torch.Tensor, i: np.ndarray, epoch: int = 1) -> torch.Tensor:
+        if kind == "rotate":
+            return rotate(x, Augmentation(rotate=30), MEAN, 3, epoch, i)
+        if kind == "jitter":
+            return jitter(x, Augmentation(jitter=30), 3, epoch, i)
+        return crop_and_flip(x, Augmentation(flip=0.5), 3, epoch, i)
+
+    before = images.clone()
+    whole = apply(images, index)
+    assert torch.equal(images, before)
+    assert whole.is_contiguous()
+    part = np.array([30, 2, 11])
+    assert torch.equal(apply(images[part], part), whole[part])
+    assert not torch.equal(apply(images, index, 2), whole)
+    last = images.contiguous(memory_format=torch.channels_last)
+    turned = apply(last, index)
+    assert torch.equal(turned, whole)
+    assert turned.is_contiguous(memory_format=torch.channels_last)

@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from excite.data import Augmentation, Loader, Preprocessing, Split, load_data
-from excite.data.augment import resized_windows
+from excite.data.augment import ResizedWindows
 from excite.data.base import StackedImages
 from excite.errors import ExciteError, UsageError
 
@@ -312,7 +312,7 @@ def test_a_window_of_a_photo_is_cut_and_resized_as_torchvision_does(photos: Path
     for x, _, index in Loader(split, preprocessing, 6, seed=0, augment=choice, shuffle=True):
         for image, i in zip(x, index.tolist(), strict=True):
             photo = split.images[i][0]
-            window = resized_windows(np.array([photo.shape[1:]]), choice, 0, 0, np.array([i]))[0].tolist()
+            window = ResizedWindows(choice, 0, 0, np.array([i])).window(0, *photo.shape[1:])
             cut = F.resized_crop(photo, *window, [32, 32], antialias=True)
             expected = F.normalize(F.to_dtype(cut, torch.float32, scale=True), preprocessing.mean, preprocessing.std)
             torch.testing.assert_close(image, expected)

@@ -21,7 +21,7 @@ Data = Annotated[
     str | None,
     typer.Option(
         "--data",
-        help="digits, cifar10, cifar100, a folder or tar of class folders, indian-pines, a scene's file, "
+        help="digits, cifar10, cifar100, a folder or tar of class folders, shards:DIR, indian-pines, a scene's file, "
         "photographs, denoising:FOLDER, digits-words, or crossmodal:PATH.",
         show_default=False,
     ),

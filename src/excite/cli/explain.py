@@ -80,8 +80,8 @@ def run(
     from rich.console import Console
     from rich.markup import escape
 
+    from excite.processes import first_of_all
     from excite.verbs.explain import explain
-    from excite.verbs.processes import first_of_all
 
     result = explain(
         source,

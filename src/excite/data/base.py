@@ -10,6 +10,7 @@ import torch
 
 from excite.data.augment import Augmentation
 from excite.data.draws import Indices
+from excite.data.images import Choice
 from excite.preprocessing import Preprocessing
 
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -25,7 +26,10 @@ class BatchedImages(Protocol):
     def __getitem__(self, i: int, /) -> tuple[Any, int]: ...
 
     def batch(self, indices: Indices, seed: int, epoch: int) -> torch.Tensor:
-        """The images of ``indices``, uint8 (N, C, H, W); a fresh tensor that the caller may change."""
+        """The images of ``indices``, uint8 (N, C, H, W); a fresh tensor that the caller may change.
+
+        Index ``i + k * len(images)`` is image ``i`` as it is drawn for the (k + 1)-th time in the epoch.
+        """
         ...
 
 
@@ -38,7 +42,20 @@ class DrawnImages(Protocol):
     def __getitem__(self, i: int, /) -> tuple[Any, int]: ...
 
     def drawn(self, i: int, seed: int, epoch: int) -> torch.Tensor:
-        """Image ``i`` as it is drawn in an epoch, (C, H, W)."""
+        """Image ``i`` as it is drawn in an epoch, (C, H, W); beyond the last as :class:`BatchedImages` has it."""
+        ...
+
+
+@runtime_checkable
+class CutImages(Protocol):
+    """Images of which a window can be had without the rest."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int, /) -> tuple[Any, int]: ...
+
+    def window(self, i: int, choose: Choice) -> torch.Tensor:
+        """The window of image ``i`` that ``choose`` answers with when told height and width, (C, h, w)."""
         ...
 
 
@@ -62,7 +79,7 @@ class StackedImages:
 
     def batch(self, indices: Indices, seed: int, epoch: int) -> torch.Tensor:
         """The images of ``indices``; they are the same in every epoch."""
-        return self.pixels.index_select(0, torch.from_numpy(indices))
+        return self.pixels.index_select(0, torch.from_numpy(indices % len(self.pixels)))
 
 
 class Images(Protocol):

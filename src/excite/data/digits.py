@@ -66,7 +66,7 @@ class DigitImages:
         draw = uniform(seed, epoch, indices, "place-and-grey", 4).astype(np.float32)
         rows = _interpolation(draw[:, 0] * (CANVAS - size), size)
         columns = _interpolation(draw[:, 1] * (CANVAS - size), size)
-        ink = np.clip(rows @ self.digits[indices] @ columns.transpose(0, 2, 1), 0, 1)
+        ink = np.clip(rows @ self.digits[indices % len(self.digits)] @ columns.transpose(0, 2, 1), 0, 1)
 
         paper = _between(PAPER, draw[:, 2, None, None])
         contrast = _between(CONTRAST, draw[:, 3, None, None])

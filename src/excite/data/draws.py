@@ -46,10 +46,62 @@ def uniform(seed: int, epoch: int, index: Indices, stream: str, count: int = 1) 
     return (bits(seed, epoch, index, stream, count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def permutation(seed: int, epoch: int, size: int) -> Indices:
+def permutation(seed: int, epoch: int, size: int, stream: str = "order") -> Indices:
     """The order in which the ``size`` samples are seen in an epoch: a uniform permutation, shape (size,)."""
-    keys = bits(seed, epoch, np.arange(size), "order")[:, 0]
+    keys = bits(seed, epoch, np.arange(size), stream)[:, 0]
     return np.argsort(keys, kind="stable").astype(np.int64)
+
+
+def windowed(seed: int, epoch: int, groups: Indices, together: int) -> Indices:
+    """An order in which what lies together is seen together: the groups in a random order, so many at a time.
+
+    The samples of ``together`` groups are permuted among each other, then those of the next. With as many groups as
+    that or fewer this is :func:`permutation`.
+
+    Args:
+        seed: the run's seed.
+        epoch: counted from 0.
+        groups: which group each sample lies in, counted from 0, (N,).
+        together: how many groups are at hand at once.
+
+    Returns:
+        Shape (N,).
+    """
+    place = np.argsort(permutation(seed, epoch, int(groups.max(initial=-1)) + 1, "groups"))
+    keys = bits(seed, epoch, np.arange(len(groups)), "order")[:, 0]
+    return np.lexsort((keys, place[groups] // together)).astype(np.int64)
+
+
+def balanced(seed: int, epoch: int, labels: Indices) -> Indices:
+    """An order that sees every class equally often: class-aware sampling (Shen, Lin & Huang 2016).
+
+    After "Relay backpropagation for effective learning of deep convolutional neural networks", arXiv:1512.05830.
+    There is a list of the classes, and of each class a list of its samples. Place p of the epoch takes the class at
+    p in the list of classes, which is shuffled anew each time it is through, and the next sample in that class's
+    list, which is shuffled anew likewise. So classes differ by at most one in how often they are seen, and so do the
+    samples of a class.
+
+    Args:
+        seed: the run's seed.
+        epoch: counted from 0; the lists begin anew in each.
+        labels: class of each sample, (N,); a class without samples is left out.
+
+    Returns:
+        Shape (N,): sample ``i`` as ``i`` where it is seen for the first time, as ``i + N`` for the second time …
+    """
+    count = len(labels)
+    members = np.split(np.argsort(labels, kind="stable"), np.cumsum(np.bincount(labels))[:-1])
+    members = [samples for samples in members if len(samples)]
+    classes, rounds = len(members), -(-count // len(members))
+    places = np.arange(rounds * classes)
+    choice = np.argsort(bits(seed, epoch, places, "classes").reshape(rounds, classes), axis=1, kind="stable")
+    lists = np.empty((classes, rounds), dtype=np.int64)
+    for row, samples in zip(lists, members, strict=True):
+        again = count * np.arange(-(-rounds // len(samples)))
+        drawings = samples + again[:, None]
+        keys = bits(seed, epoch, drawings.ravel(), "in class").reshape(drawings.shape)
+        row[:] = np.take_along_axis(drawings, np.argsort(keys, axis=1, kind="stable"), 1).ravel()[:rounds]
+    return lists[choice.ravel(), places // classes][:count]
 
 
 def hold_out(labels: Indices, names: Sequence[str], fraction: float, seed: int) -> npt.NDArray[np.bool_]:

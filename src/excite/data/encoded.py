@@ -14,7 +14,8 @@ import torch
 
 from excite.data.base import Split, StackedImages
 from excite.data.draws import Indices
-from excite.data.images import BrokenImageError, decode, fit, header_size
+from excite.data.images import BrokenImageError, Choice, cut, decode, decode_window, fit, header_size
+from excite.data.names import Names
 from excite.errors import ExciteError
 from excite.preprocessing import Preprocessing
 
@@ -28,8 +29,12 @@ _PROBES = 64
 class FileSource(Protocol):
     """Files that can be read by position, from any thread or process."""
 
-    names: list[str]
     folders: list[str]
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The files' paths."""
+        ...
 
     def read(self, position: int) -> bytes:
         """The content of a file."""
@@ -53,9 +58,10 @@ class Listing:
     def __len__(self) -> int:
         return len(self.files)
 
-    def names(self) -> list[str]:
+    def names(self) -> Sequence[str]:
         """The images' paths inside the source."""
-        return [self.source.names[position] for position in self.files]
+        names = self.source.names
+        return names.at(self.files) if isinstance(names, Names) else [names[position] for position in self.files]
 
     def only(self, chosen: np.ndarray) -> Listing:
         """The part that ``chosen`` (a mask or positions) picks."""
@@ -67,12 +73,21 @@ class Listing:
         Raises:
             BrokenImageError: it cannot be decoded.
         """
-        position = int(self.files[i])
+        return decode(self._read(i), channels)
+
+    def window(self, i: int, channels: int, choose: Choice) -> torch.Tensor:
+        """A window of image ``i``, as :func:`excite.data.images.decode_window` has it.
+
+        Raises:
+            BrokenImageError: it cannot be decoded.
+        """
+        return decode_window(self._read(i), channels, choose)
+
+    def _read(self, i: int) -> bytes:
         try:
-            content = self.source.read(position)
+            return self.source.read(int(self.files[i]))
         except OSError as error:
             raise BrokenImageError(error.strerror or str(error)) from error
-        return decode(content, channels)
 
 
 class EncodedImages:
@@ -95,6 +110,10 @@ class EncodedImages:
     def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
         return self.listing.decode(i, self.channels), int(self.listing.labels[i])
 
+    def window(self, i: int, choose: Choice) -> torch.Tensor:
+        """A window of image ``i``, uint8 (C, height, width)."""
+        return self.listing.window(i, self.channels, choose)
+
 
 class DecodedImages:
     """Images of various sizes, held decoded in memory.
@@ -113,6 +132,10 @@ class DecodedImages:
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
         return self.pixels[i], int(self.labels[i])
+
+    def window(self, i: int, choose: Choice) -> torch.Tensor:
+        """A window of image ``i``, uint8 (C, height, width)."""
+        return cut(self.pixels[i], choose(*self.pixels[i].shape[-2:]))
 
 
 def probe_sizes(listing: Listing) -> Indices:
@@ -173,15 +196,15 @@ def left_encoded(listing: Listing, num_classes: int, channels: int, broken: str)
     return Split(images, torch.from_numpy(listing.labels), listing.names(), num_classes)
 
 
-def tell_broken(names: Sequence[str], reasons: Sequence[str], refuse: bool) -> None:
-    """One message that counts the broken images and names the first.
+def tell_broken(names: Sequence[str], reasons: Sequence[str], refuse: bool, what: str = "image") -> None:
+    """One message that counts the broken images, or what else they lie in, and names the first.
 
     Raises:
         ExciteError: ``refuse`` is set.
     """
     shown = "; ".join(f"{name} ({reason})" for name, reason in zip(names[:5], reasons[:5], strict=True))
     more = f"; and {len(names) - 5} more" if len(names) > 5 else ""
-    count = "1 image is broken" if len(names) == 1 else f"{len(names)} images are broken"
+    count = f"1 {what} is broken" if len(names) == 1 else f"{len(names)} {what}s are broken"
     if refuse:
         raise ExciteError(f"{count}: {shown}{more}. Mend or remove them, or let broken images be skipped.")
     logger.warning("%s and skipped: %s%s", count, shown, more)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -22,10 +22,13 @@ Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 class Job:
     """A batch that is to be made.
 
+    An epoch may show a sample several times, each time with other random draws. So a batch holds drawings: drawing
+    ``i`` is sample ``i`` as it comes the first time, ``i + samples`` the second time, and so on.
+
     Attributes:
         epoch: counted from 0.
-        index: which samples it holds, (N,).
-        successors: which sample comes after each in the epoch's order, (N,).
+        index: which drawings it holds, (N,).
+        successors: which drawing comes after each in the epoch's order, (N,).
     """
 
     epoch: int
@@ -102,13 +105,26 @@ class EpochLoader:
         self._broken: set[str] = set()
         self._refuse = refuse
         self._maker = maker
+        self._workers = workers
+        self._divided = False
+        self._start()
+
+    def divide(self, change: Callable[[Dataset[Made]], Dataset[Made]]) -> None:
+        """Have batches made in another way, such as a process's share of them alone, before any was asked for.
+
+        A batch that comes out so may have any number of samples, and none: ``Made.batch`` still ends in their index.
+        """
+        self._maker, self._divided = change(self._maker), True
+        self._start()
+
+    def _start(self) -> None:
         self._ahead: DataLoader[Made] | None = None
-        if workers:
+        if self._workers:
             self._ahead = DataLoader(
-                maker,
+                self._maker,
                 batch_size=None,
                 sampler=_Jobs(self),
-                num_workers=workers,
+                num_workers=self._workers,
                 persistent_workers=True,
                 # A generator of its own: else starting the workers would draw from torch's global one.
                 generator=torch.Generator(),
@@ -138,11 +154,12 @@ class EpochLoader:
         Raises:
             UsageError: the state was taken from other data, or with another batch size, seed or number of ranks.
         """
-        for key, mine in self.identity().items():
-            if state.get(key) != mine:
+        mine = self.identity()
+        for key in [*mine, *sorted(state.keys() - mine.keys() - {"epoch", "batch"})]:
+            if state.get(key) != mine.get(key):
                 raise UsageError(
-                    f"The saved place in the data has {key} {state.get(key)}, but here it is {mine}: resume with "
-                    "the same data, batch size, seed and number of processes."
+                    f"The saved place in the data has {key} {state.get(key)}, but here it is {mine.get(key)}: resume "
+                    "with the same data, batch size, seed and number of processes."
                 )
         self.epoch, self._next, self._resumed = int(state["epoch"]), int(state["batch"]), True
 
@@ -155,12 +172,12 @@ class EpochLoader:
             self._note_broken(made.broken)
             self._next = number + 1
             count = len(made.batch[2])
-            if count < 2 and self.shuffle:
+            if count < 2 and self.shuffle and not self._divided:
                 raise ExciteError(
                     f"Fewer than two {self.samples_are} of a training batch can be read: mend or remove the broken "
                     "files."
                 )
-            if count:
+            if count or self._divided:
                 yield made.batch
 
     def identity(self) -> dict[str, Any]:
@@ -168,7 +185,7 @@ class EpochLoader:
         raise NotImplementedError
 
     def order(self) -> Indices:
-        """The samples in the order in which this epoch sees them, (samples,)."""
+        """The drawings (see :class:`Job`) in the order in which this epoch sees them, (samples,)."""
         return permutation(self.seed, self.epoch, self._samples) if self.shuffle else np.arange(self._samples)
 
     def jobs(self) -> Iterator[Job]:
@@ -214,7 +231,12 @@ class EpochLoader:
         fresh = {name: reason for name, reason in found.items() if name not in self._broken}
         if fresh:
             self._broken.update(fresh)
-            tell_broken(list(fresh), list(fresh.values()), self._refuse)
+            # A broken shard goes by its own name, once for all its images.
+            shards = {name: reason for name, reason in fresh.items() if name.endswith(".tar")}
+            images = {name: reason for name, reason in fresh.items() if name not in shards}
+            for found, what in ((shards, "shard"), (images, "image")):
+                if found:
+                    tell_broken(list(found), list(found.values()), self._refuse, what)
 
 
 class _Jobs:

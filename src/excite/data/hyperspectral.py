@@ -60,7 +60,7 @@ class Windows:
 
     def batch(self, indices: Indices, seed: int, epoch: int) -> torch.Tensor:
         """The windows of ``indices``, float32 (N, K, window, window); they are the same in every epoch."""
-        positions = self.positions[torch.from_numpy(indices)].tolist()
+        positions = self.positions[torch.from_numpy(indices % len(self.positions))].tolist()
         out = torch.empty(len(positions), len(self.padded), self.window, self.window)
         for window, (row, col) in zip(out, positions, strict=True):
             window.copy_(self.padded[:, row : row + self.window, col : col + self.window])

@@ -36,6 +36,9 @@ from excite.data.encoded import (
 )
 from excite.data.folder import FolderFiles
 from excite.data.layout import Part, read_layout
+from excite.data.listed import ListedPart, known_parts, list_file
+from excite.data.remote import CACHE_GB
+from excite.data.shards import ShardFiles, one_shard, open_shards, tell_missing
 from excite.data.tar import TarFiles
 from excite.errors import UsageError, nearest
 from excite.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
@@ -65,6 +68,8 @@ class _Options:
     classes: tuple[str, ...] | None
     all_for_test: bool
     memory_limit: int
+    cache_gb: float
+    own_size: bool
     progress: Progress | None
 
 
@@ -86,6 +91,8 @@ def load_data(
     classes: Sequence[str] | None = None,
     all_for_test: bool = False,
     memory_limit: int = 1 << 30,
+    cache_gb: float = CACHE_GB,
+    own_size: bool = False,
     progress: Progress | None = None,
 ) -> ImageData:
     """Load labelled images by their data spec.
@@ -94,7 +101,12 @@ def load_data(
     of class folders: ``cat/1.jpg``, or ``train/cat/1.jpg`` and ``test/cat/9.jpg``. Where a set has ``val/`` but
     no ``test/``, ``val/`` is the test split. Where it has neither splits nor ``test``, a fifth of every class is
     held out for test, chosen by the images' names, and a log line says so. ``folder:PATH``, ``tar:PATH`` and
-    ``cifar10:FOLDER`` name the kind.
+    ``cifar10:FOLDER`` name the kind. ``shards:DIR`` reads what ``excite data pack`` has made of such a folder, from
+    a folder or an address such as ``s3://bucket/prefix``.
+
+    ``list:FILE`` takes the classes from a list, with lines of an image's path and its class. ImageNet's validation
+    images in one folder and Places365 are read as they come, by the lists that lie beside them
+    (:mod:`excite.data.listed`).
 
     Small sets (no image above 64 pixels) are used at their own size; of others the shorter side is resized to
     256 pixels and the central 224×224 are used. A set that takes at most ``memory_limit`` bytes is decoded
@@ -118,6 +130,8 @@ def load_data(
         classes: the classes of a trained network, in its order; by default those of the training images, sorted.
         all_for_test: take all of a set without splits for test, and nothing to train on.
         memory_limit: bytes that decoded images may take.
+        cache_gb: gigabytes of shards from object storage that are kept on the local disk.
+        own_size: keep every image at its own size, for views of it that are not those of the preprocessing.
         progress: called with (images done, images in all) while images are decoded.
 
     Raises:
@@ -145,10 +159,12 @@ def load_data(
         classes=None if classes is None else tuple(classes),
         all_for_test=all_for_test,
         memory_limit=memory_limit,
+        cache_gb=cache_gb,
+        own_size=own_size,
         progress=progress,
     )
     kind, path = _parse(name)
-    if kind in ("folder", "tar"):
+    if kind in _FILES:
         return _load_files(kind, path, options)
     if options.test is not None:
         raise UsageError(f"{kind} has its own test images: leave out the test data {options.test!r}.")
@@ -193,7 +209,10 @@ _KINDS: dict[str, str] = {
     "cifar100": "may have one",
     "folder": "needs one",
     "tar": "needs one",
+    "shards": "needs one",
+    "list": "needs one",
 }
+_FILES = ("folder", "tar", "shards", "list")
 
 
 def _parse(spec: str) -> tuple[str, str]:
@@ -266,7 +285,7 @@ def _load_files(kind: str, path: str, options: _Options) -> ImageData:
     if "val" in found and options.val_fraction:
         raise UsageError(f"{path} has its own val/ folder: leave val_fraction at 0.")
 
-    classes = options.classes or tuple(sorted(found.get("train", found.get("test", _Found())).classes()))
+    classes = options.classes or found.get("train", found.get("test", _Found())).in_order("train" in found)
     listings = {split: part.listing(classes, split) for split, part in found.items()}
     if options.classes is None and len(classes) < 2:
         raise UsageError(
@@ -306,6 +325,15 @@ class _Found:
     def classes(self) -> set[str]:
         return self.part.folders
 
+    def in_order(self, training: bool) -> tuple[str, ...]:
+        """The classes, sorted, or as a list numbers them: those without images only where nothing is learned."""
+        order = self.part.order if isinstance(self.part, ListedPart) else ()
+        there = self.classes()
+        return tuple(name for name in order if name in there or not training) or tuple(sorted(there))
+
+    def as_part(self) -> Part:
+        return self.part
+
     def listing(self, classes: Sequence[str], split: str) -> Listing:
         """Files and class indices.
 
@@ -315,20 +343,62 @@ class _Found:
         where = f"the {split} images of {self.path}"
         if empty := sorted(self.part.folders - set(self.part.classes)):
             raise UsageError(f"The class folder {empty[0]!r} in {where} has no images: fill it or remove it.")
-        number = {name: i for i, name in enumerate(classes)}
-        for name in sorted(self.part.folders):
-            if name not in number:
-                hint = nearest(name, list(classes))
-                known = f"the {len(classes)} classes: {_some(classes)}"
-                raise UsageError(f"The class {name!r} in {where} is none of {known}. {hint}".strip())
+        number = _numbers(sorted(self.part.folders), classes, where)
         labels = np.array([number[name] for name in self.part.classes], dtype=np.int64)
         assert self.source is not None
         return Listing(self.source, np.array(self.part.files, dtype=np.int64), labels)
 
 
+def _numbers(names: Sequence[str], classes: Sequence[str], where: str) -> dict[str, int]:
+    """The number of each of ``classes``, once it is known that all names are among them."""
+    number = {name: i for i, name in enumerate(classes)}
+    for name in names:
+        if name not in number:
+            hint = nearest(name, list(classes))
+            known = f"the {len(classes)} classes: {_some(classes)}"
+            raise UsageError(f"The class {name!r} in {where} is none of {known}. {hint}".strip())
+    return number
+
+
+class _FoundShards(_Found):
+    """A split in shards: its labels are the index's, as an array."""
+
+    def __init__(self, files: ShardFiles, path: str) -> None:
+        super().__init__(files, None, path)
+        labels = files.index.label
+        there = np.unique(labels)
+        self._names = [files.index.classes[label] for label in there]
+        self._label = np.searchsorted(there, labels)
+
+    def classes(self) -> set[str]:
+        return set(self._names)
+
+    def listing(self, classes: Sequence[str], split: str) -> Listing:
+        number = _numbers(self._names, classes, f"the {split} images of {self.path}")
+        assert self.source is not None
+        labels = np.array([number[name] for name in self._names], dtype=np.int64)[self._label]
+        return Listing(self.source, np.arange(len(labels)), labels)
+
+    def as_part(self) -> Part:
+        """Its images as those of a folder are listed."""
+        return Part(list(range(len(self._label))), [self._names[i] for i in self._label], self.classes())
+
+
 def _open(kind: str, path: str, options: _Options) -> dict[str, _Found]:
+    if kind == "shards":
+        shards = open_shards(path, options.cache_gb)
+        for files in shards.values():
+            tell_missing(files, options.broken == "refuse")
+        return {name: _FoundShards(files, path) for name, files in shards.items()}
+    refuse = options.broken == "refuse"
+    if kind == "list":
+        listed_files, listed = list_file(Path(path), refuse)
+        return {"": _Found(listed_files, listed, path)}
     source: FileSource = FolderFiles(path) if kind == "folder" else TarFiles(path, options.memory_limit)
     layout = read_layout(source.names, source.folders)
+    if lists := known_parts(source.names, Path(path), "train" in layout.parts, refuse):
+        kept = {name: part for name, part in layout.parts.items() if name in ("train", "test")}
+        return {name: _Found(source, part, path) for name, part in (kept | lists).items()}
     if layout.ignored:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(layout.ignored.items()))
         logger.info("%s: files left out: %s", path, reasons)
@@ -355,8 +425,11 @@ def _training_part(found: dict[str, _Found], path: str) -> _Found:
 def _test_part(options: _Options) -> _Found:
     assert options.test is not None
     kind, path = _parse(options.test)
-    if kind not in ("folder", "tar"):
-        raise UsageError(f"The test data {options.test!r} must be the path of a folder or tar of class folders.")
+    if kind not in _FILES:
+        raise UsageError(
+            f"The test data {options.test!r} must be the path of a folder or tar of class folders, shards:DIR, or "
+            "list:FILE."
+        )
     found = _open(kind, path, options)
     for name in ("test", "val", ""):
         if name in found:
@@ -366,7 +439,7 @@ def _test_part(options: _Options) -> _Found:
 
 def _hold_out_test(found: _Found, path: str) -> dict[str, _Found]:
     assert found.source is not None
-    part = found.part
+    part = found.as_part()
     labels = np.unique(np.array(part.classes), return_inverse=True)[1].astype(np.int64)
     # Always the same images whatever the seed: runs with different seeds are to be scored on the same test.
     held = hold_out(labels, [found.source.names[i] for i in part.files], OWN_TEST_FRACTION, 0)
@@ -379,7 +452,9 @@ def _hold_out_test(found: _Found, path: str) -> dict[str, _Found]:
 
     def half(chosen: Indices, folders: set[str]) -> _Found:
         classes = [part.classes[i] for i in chosen]
-        return _Found(found.source, Part([part.files[i] for i in chosen], classes, folders or set(classes)), path)
+        order = part.order if isinstance(part, ListedPart) else ()
+        own = ListedPart([part.files[i] for i in chosen], classes, folders or set(classes), order)
+        return _Found(found.source, own, path)
 
     # An empty class folder is told of once, in training; a class of one image stays there.
     return {
@@ -392,7 +467,7 @@ def _plan(
     main: Listing, listings: dict[str, Listing], num_classes: int, path: str, options: _Options
 ) -> tuple[Preprocessing, Callable[[Listing], Split], Augmentation]:
     """Look at the images' sizes: the preprocessing, how the splits are kept, and the usual augmentation."""
-    sizes = probe_sizes(main)
+    sizes = probe_sizes(one_shard(main))
     if not len(sizes):
         raise UsageError(f"None of the images tried in {path} can be read.")
     total = sum(len(listing) for listing in listings.values())
@@ -404,7 +479,7 @@ def _plan(
         preprocessing = _preprocessing(224, 256, IMAGENET_MEAN, IMAGENET_STD, options)
     size = preprocessing.size
     # Small images for a network of large ones stay as they are until they are needed.
-    stacked = small and (size <= SMALL or options.preprocessing is None)
+    stacked = small and (size <= SMALL or options.preprocessing is None) and not options.own_size
     if small and (sizes != size).any():
         logger.info("%s: images are resized and cropped to %d×%d", path, size, size)
     bytes_each = float(options.channels * (size * size if stacked else sizes.prod(axis=1).mean()))

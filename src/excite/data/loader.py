@@ -7,8 +7,11 @@ from typing import Any
 from excite.data.augment import Augmentation
 from excite.data.base import Split
 from excite.data.batches import BatchMaker
+from excite.data.draws import Indices, balanced, windowed
 from excite.data.encoded import EncodedImages
 from excite.data.epoch import EpochLoader
+from excite.data.shards import ShardFiles
+from excite.errors import UsageError
 from excite.preprocessing import Preprocessing
 
 
@@ -20,7 +23,8 @@ class Loader(EpochLoader):
     * ``index``: int64 (N,), each image's position in the split.
 
     Order and augmentation depend only on (seed, epoch, index). The epoch is set by :meth:`set_epoch`; Lightning
-    does so by itself. :meth:`state_dict` holds the exact place inside an epoch.
+    does so by itself. :meth:`state_dict` holds the exact place inside an epoch. Of shards that do not all fit into
+    the local cache so many as fit are taken at a time, in a random order, and their images shuffled among each other.
 
     A shuffled loader is one for training: all ranks make the same number of steps (the remainder of the images
     is left out, other ones in each epoch), and a batch of one image is never made: it is merged into the
@@ -36,6 +40,8 @@ class Loader(EpochLoader):
         workers: processes that prepare batches ahead; 0 prepares them in this process.
         rank: this process's number among ``world_size`` that share an epoch.
         world_size: the number of processes that share an epoch.
+        balanced: in training, see every class equally often (:func:`excite.data.draws.balanced`). Where an image
+            comes several times in an epoch it is augmented in another way each time.
 
     Raises:
         UsageError: the batch size, the ranks, or the number of images do not allow a batch.
@@ -53,6 +59,7 @@ class Loader(EpochLoader):
         workers: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        balanced: bool = False,
     ) -> None:
         super().__init__(
             len(split),
@@ -66,6 +73,14 @@ class Loader(EpochLoader):
             world_size=world_size,
         )
         self.split = split
+        self.balanced = balanced and shuffle
+        self._shards = _apart(split) if shuffle else None
+        if self._shards is not None and self.balanced:
+            raise UsageError(
+                "data.balanced takes images from all shards by turns, so that the local cache must hold all of them: "
+                "raise data.cache_gb to their size, or copy them into a folder."
+            )
+        self._broken |= set(_missing(split))  # of which the user was told when the set was opened
 
     def identity(self) -> dict[str, Any]:
         """What the batches depend on besides the epoch, in plain values."""
@@ -75,4 +90,34 @@ class Loader(EpochLoader):
             "seed": self.seed,
             "shuffle": self.shuffle,
             "world_size": self.world_size,
+            **({"balanced": True} if self.balanced else {}),
+            **({} if self._shards is None else {"shards together": self._shards[1]}),
         }
+
+    def order(self) -> Indices:
+        """The drawings in the order in which this epoch sees them, (images,)."""
+        if self.balanced:
+            return balanced(self.seed, self.epoch, self.split.labels.numpy())
+        if self._shards is not None:
+            return windowed(self.seed, self.epoch, *self._shards)
+        return super().order()
+
+
+def _files(split: Split) -> ShardFiles | None:
+    """The shards that a split's images are read from as they are needed."""
+    source = split.images.listing.source if isinstance(split.images, EncodedImages) else None
+    return source if isinstance(source, ShardFiles) else None
+
+
+def _apart(split: Split) -> tuple[Indices, int] | None:
+    """Which shard each image lies in, and how many shards are at hand at once; None where all of them are."""
+    files = _files(split)
+    if files is None or files.together >= len(files.index.shards):
+        return None
+    assert isinstance(split.images, EncodedImages)
+    return files.shard_of(split.images.listing.files), files.together
+
+
+def _missing(split: Split) -> dict[str, str]:
+    files = _files(split)
+    return {} if files is None else files.missing

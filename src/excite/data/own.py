@@ -47,7 +47,7 @@ class OwnImages:
     def drawn(self, i: int, seed: int, epoch: int) -> torch.Tensor:
         """Image ``i`` as its transforms draw it in an epoch."""
         with _seeded(int(bits(seed, epoch, np.array([i]), "own-transform")[0, 0])):
-            return _tensor(self.dataset[i][0])
+            return _tensor(self.dataset[i % len(self.labels)][0])
 
 
 def from_datasets(

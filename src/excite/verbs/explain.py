@@ -19,13 +19,13 @@ from excite.analysis.observations import on_excitation, on_selection
 from excite.analysis.selection import scale_bins
 from excite.errors import ExciteError, UsageError
 from excite.files import check_writable, write_atomically
+from excite.processes import Processes, own_device, processes
 from excite.training.bars import bar
 from excite.training.fit import pick_device
 from excite.training.recipe_data import AnyData
 from excite.training.run import versions
 from excite.verbs.explain_data import Subject, at_most, check_classes, open_subject, shown_classes
 from excite.verbs.explain_pass import Bins, Enlargements, Gathered, gather
-from excite.verbs.processes import Processes, own_device, processes
 
 SCALES = (1.0, 1.5, 2.0)
 CHANNELS = 50

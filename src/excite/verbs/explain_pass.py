@@ -16,9 +16,9 @@ from excite.analysis.selection import Selection, enlarged
 from excite.data import Loader, Preprocessing, Split
 from excite.data.load import SMALL
 from excite.errors import ExciteError
+from excite.processes import Processes
 from excite.tasks.classification import BATCH, BATCH_OF_PHOTOS, check_outputs
 from excite.training.bars import Step
-from excite.verbs.processes import Processes
 
 
 class Score:
