@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from excite.verbs.explain import explain as explain
     from excite.verbs.export import export as export
     from excite.verbs.index import index as index
+    from excite.verbs.plan import plan as plan
     from excite.verbs.predict import predict as predict
     from excite.verbs.prune import prune as prune
     from excite.verbs.search import search as search
@@ -55,6 +56,7 @@ _PUBLIC = {
     "load_weights": "excite.weights.load",
     "networks": "excite.create",
     "optimize": "excite.deploy.optimize",
+    "plan": "excite.verbs.plan",
     "predict": "excite.verbs.predict",
     "prune": "excite.verbs.prune",
     "register_network": "excite.create",

@@ -12,11 +12,13 @@ from excite.cli import (
     bench,
     compare,
     cost,
+    data,
     evaluate,
     explain,
     export,
     index,
     networks,
+    plan,
     predict,
     prune,
     recipes,
@@ -49,10 +51,12 @@ for verb in (
     studio,
     cost,
     bench,
+    plan,
     networks,
     recipes,
 ):
     app.command(name=verb.NAME)(verb.run)
+app.add_typer(data.app, name=data.NAME)
 
 
 @app.callback(invoke_without_command=True)
