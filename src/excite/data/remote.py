@@ -119,7 +119,8 @@ class RemoteShards:
                     time.sleep(2**attempt * 0.2)
             # Opened before it has the name by which another process may remove it again.
             descriptor = os.open(temporary, os.O_RDONLY)
-            os.replace(temporary, target)
+            with _locked(self.root / ".lock"):  # who counts what there is must not miss it between two names
+                os.replace(temporary, target)
             return descriptor
         finally:
             temporary.unlink(missing_ok=True)
