@@ -78,5 +78,5 @@ def test_the_loss_takes_weights_smoothing_and_soft_targets() -> None:
     assert plain.loss(logits, soft).item() == pytest.approx(
         -(soft * logits.log_softmax(1)).sum(1).mean().item(), rel=1e-5
     )
-    step = task.training_step((logits, labels, torch.arange(6)), 0)
+    step = task.one_batch((logits, labels, torch.arange(6)))
     assert step["score"].item() == (logits.argmax(1) == labels).sum().item()

@@ -57,7 +57,7 @@ def test_the_loss_is_equation_1_of_the_paper() -> None:
 def test_a_step_says_the_loss_and_the_sum_of_the_scores() -> None:
     clean = torch.rand(3, 1, 12, 12)
     noisy = clean + 0.1
-    step = DenoisingTask(nn.Identity()).training_step((noisy, clean, torch.arange(3)), 0)
+    step = DenoisingTask(nn.Identity()).one_batch((noisy, clean, torch.arange(3)))
     assert step["loss"].item() == pytest.approx(0.5 * 144 * 0.01, rel=1e-4)
     assert step["score"].item() == pytest.approx(psnr(noisy, clean).sum().item())
 

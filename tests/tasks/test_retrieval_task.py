@@ -129,7 +129,7 @@ def test_a_step_has_a_loss_and_no_score():
     network = create(SMALL, 3).eval()
     split = split_of(20)
     inputs, labels = split.batch(range(20))
-    step = RetrievalTask(network).training_step((inputs, labels, torch.arange(20)), 0)
+    step = RetrievalTask(network).one_batch((inputs, labels, torch.arange(20)))
     assert set(step) == {"loss"}
     assert step["loss"].item() == pytest.approx(RetrievalTask(network).loss(network(inputs), labels).item())
     assert step["loss"].requires_grad
@@ -142,7 +142,7 @@ def test_learning_finds_the_classes():
     optimizer = task.configure_optimizers()
     before = score(network, unseen).metrics["map"]
     for _ in range(60):
-        loss = task.training_step((*split.batch(range(240)), torch.arange(240)), 0)["loss"]
+        loss = task.one_batch((*split.batch(range(240)), torch.arange(240)))["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -150,7 +150,8 @@ def test_broken_off_at_any_step_it_ends_in_the_same_weights(tmp_path, data, chan
     end = Record.on_train_batch_end
 
     def stopping(self: Record, *rest) -> None:
-        self.stop = self.position.step + 1 in (2, 5, 7)  # frozen, when it thaws, and later
+        # Wished for before the step that is to be the last: frozen, when it thaws, and later.
+        self.stop = self.position.step + 2 in (2, 5, 7)
         end(self, *rest)
 
     monkeypatch.setattr(Record, "on_train_batch_end", stopping)

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
 
-from excite.training.optimization import build_optimizer, host_factor, host_is_frozen, rate_factor
-from excite.training.recipe import Optimizer, Schedule
+from excite.training.optimization import build_optimizer, host_factor, host_is_frozen, rate_factor, scaled
+from excite.training.recipe import Optimizer, Recipe, Schedule
 
 
 def _rates(scheduler_of, steps: int) -> list[float]:
@@ -127,3 +129,41 @@ def test_the_host_is_frozen_for_so_many_epochs() -> None:
     half = Schedule(host_frozen_epochs=1.5)
     assert [host_is_frozen(half, step, steps_per_epoch=4) for step in range(8)] == [True] * 6 + [False] * 2
     assert not host_is_frozen(Schedule(), 0, steps_per_epoch=4)
+
+
+def test_the_rate_is_scaled_with_the_batch_after_a_warm_up_from_the_small_one() -> None:
+    # Goyal et al.: 0.1 for 256 images, 3.2 for 8192, from 0.1 up over five of 90 epochs.
+    recipe = Recipe().replace(
+        {
+            "optimizer.lr": 0.1,
+            "optimizer.lr_batch": 256,
+            "trainer.batch_size": 8192,
+            "trainer.epochs": 90,
+            "schedule.name": "step",
+            "schedule.milestones": (1 / 3, 2 / 3, 8 / 9),
+        }
+    )
+    out = scaled(recipe)
+    assert out.optimizer.lr == pytest.approx(3.2)
+    rates = [out.optimizer.lr * rate_factor(out.schedule, step, 90 * 156, 156) for step in range(90 * 156)]
+    assert rates[0] == pytest.approx(0.1, rel=0.05)
+    steps = [b - a for a, b in itertools.pairwise(rates[: 5 * 156])]
+    assert steps == pytest.approx([steps[0]] * len(steps))
+    assert rates[5 * 156] == pytest.approx(3.2)
+    assert rates[-1] == pytest.approx(0.0032)
+    assert scaled(out) == out, "a run that goes on is not scaled twice"
+
+
+@pytest.mark.parametrize(
+    ("changes", "epochs", "start"),
+    [
+        ({"trainer.batch_size": 64}, 2.0, 0.25),  # a tenth of twenty epochs
+        ({"schedule.warmup_epochs": 3}, 3.0, 0.0),
+        ({"schedule.name": "onecycle"}, 0.0, 0.0),
+        ({"optimizer.lr_batch": None}, 0.0, 0.0),
+    ],
+)
+def test_a_warm_up_is_added_only_where_there_is_none(changes, epochs, start) -> None:
+    base = {"optimizer.lr_batch": 256, "trainer.batch_size": 1024, "trainer.epochs": 20, "schedule.name": "cosine"}
+    out = scaled(Recipe().replace(base | changes))
+    assert (out.schedule.warmup_epochs, out.schedule.warmup_from) == (epochs, start)

@@ -264,7 +264,9 @@ def test_options_that_would_be_of_no_use_are_refused(trained, scene, given, mess
         evaluate(trained["run"], scene, **given)
 
 
-@pytest.mark.parametrize("keys", [{"augment.crop": "pad"}, {"augment.randaugment": 2}])
+@pytest.mark.parametrize(
+    "keys", [{"augment.crop": "pad"}, {"augment.randaugment": 2}, {"augment.rotate": 10}, {"augment.jitter": 20}]
+)
 def test_augmentation_that_loses_the_pixel_is_refused(recipe, tmp_path, keys) -> None:
     with pytest.raises(UsageError, match=r"is for images: the windows of a scene"):
         train(recipe.replace(keys), out=tmp_path / "run")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from excite.cli.common import Device, Json, TestData, numbers, print_json, show_log
 from excite.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 NAME = "evaluate"
 
@@ -28,19 +31,40 @@ Interpolation = Annotated[str | None, typer.Option(help="bilinear or bicubic.", 
 
 
 def run(
-    source: Annotated[
-        str, typer.Argument(metavar="RUN|SPEC", help="A run's folder, or a network spec with --weights.")
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN|SPEC…",
+            help="A run's folder, or a network spec with --weights. Several answer together: the mean of their "
+            "probabilities is scored.",
+        ),
     ],
     data: Annotated[
         str,
         typer.Option(
             "--data",
-            help="digits, cifar10, cifar100, a folder or tar of class folders, a hyperspectral scene, "
-            "photographs, denoising:FOLDER, digits-words, or crossmodal:PATH.",
+            help="digits, cifar10, cifar100, a folder or tar of class folders, ImageNet or Places365 as they come, "
+            "list:FILE, shards:DIR, a hyperspectral scene, photographs, denoising:FOLDER, digits-words, or "
+            "crossmodal:PATH.",
         ),
     ],
     test_data: TestData = None,
-    weights: Weights = None,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Weights for a spec: imagenet (fetched where published), or a file. Of several specs for all, or "
+            "given once for each.",
+            show_default=False,
+        ),
+    ] = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            help="The views of each image: center-crop:224,256 (size, and the shorter side before; ,flip for the "
+            "mirror image, too), ten-crop, multi-crop:224,scales=224/256/288,grid=3. Default: the network's own.",
+            show_default=False,
+        ),
+    ] = None,
     mean: Mean = None,
     std: Std = None,
     image_size: ImageSize = None,
@@ -49,6 +73,18 @@ def run(
     per_class: Annotated[
         bool, typer.Option("--per-class", help="Add each class's accuracy and the confusion.")
     ] = False,
+    calibration: Annotated[
+        bool, typer.Option("--calibration", help="Add how far confidence is from accuracy (ECE).")
+    ] = False,
+    temperature: Annotated[
+        bool,
+        typer.Option("--temperature", help="Fit a temperature on validation images, and add what it changes."),
+    ] = False,
+    calibration_data: Annotated[
+        str | None,
+        typer.Option(help="What it is fitted on. Default: the run's validation images.", show_default=False),
+    ] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read images ahead.")] = 0,
     refuse_broken: Annotated[
         bool, typer.Option("--refuse-broken", help="Fail on an image that cannot be read, instead of skipping it.")
     ] = False,
@@ -96,10 +132,11 @@ def run(
             raise UsageError("--sigma 25 is short for --degradation gaussian:25: give one of them.")
         degradation = f"gaussian:{sigma:g}"
     result = evaluate(
-        source,
+        sources,
         data,
         test=test_data,
         weights=weights,
+        protocol=protocol,
         mean=numbers(mean, "--mean"),
         std=numbers(std, "--std"),
         image_size=image_size,
@@ -107,7 +144,11 @@ def run(
         interpolation=interpolation,
         broken="refuse" if refuse_broken else "skip",
         device=device,
+        workers=workers,
         per_class=per_class,
+        calibration=calibration,
+        temperature=temperature,
+        calibration_data=calibration_data,
         ground_truth=ground_truth,
         mc_dropout=mc_dropout,
         out=out,
@@ -121,9 +162,13 @@ def run(
         return
     console = Console(highlight=False)
     width = max(5, *map(len, result["metrics"]))
+    errors = result.get("errors", {})
     for name, value in result["metrics"].items():
-        console.print(f"{name:>{width}}  {_said(name, value)}")
+        error = f"   error {errors[name]:.2f} %" if name in errors else ""
+        console.print(f"{name:>{width}}  {_said(name, value)}{error}")
     console.print(f"{result['count']} {result['samples']}")
+    _print_protocol(console, result)
+    _print_calibration(console, result)
     if noisy := result.get("noisy"):
         figures = ", ".join(f"{name} {_said(name, value)}" for name, value in noisy.items())
         console.print(f"{result['degradation']}: the noisy images have {figures}")
@@ -166,6 +211,39 @@ def run(
                 f"(0 … 1); it tells wrong from right with an AUROC of {doubts['auroc']:.3f}"
             )
         console.print(f"Map: {escape(str(doubts['map']))}", soft_wrap=True)
+
+
+def _print_protocol(console: Console, result: dict[str, Any]) -> None:
+    """What each image was shown as, and what the members of an ensemble score alone."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    if shown := result.get("protocol"):
+        views = f": the mean probabilities of {shown['views']} views of each image" if shown["views"] > 1 else ""
+        console.print(f"{escape(shown['name'])}{views}")
+    if members := result.get("members"):
+        table = Table("alone", *(f"{name} error %" for name in result["errors"]), "loss")
+        for one in members:
+            figures = [f"{error:.2f}" for error in one["errors"].values()]
+            table.add_row(escape(one["source"]), *figures, _said("loss", one["metrics"]["loss"]))
+        console.print(table)
+
+
+def _print_calibration(console: Console, result: dict[str, Any]) -> None:
+    """How far confidence is from accuracy, and what a temperature makes of it."""
+    from rich.table import Table
+
+    if said := result.get("calibration"):
+        console.print(f"Expected calibration error {said['ece']:.2f} % ({len(said['bins'])} bins with images)")
+        table = Table("confidence %", "images", "mean confidence %", "accuracy %")
+        for one in said["bins"]:
+            reach = f"{one['from']:.1f} … {one['to']:.1f}"
+            table.add_row(reach, str(one["count"]), f"{one['confidence']:.2f}", f"{one['accuracy']:.2f}")
+        console.print(table)
+    if fitted := result.get("temperature"):
+        console.print(f"Temperature {fitted['temperature']:.3f}, fitted on {fitted['fitted_on']} images")
+        for when in ("before", "after"):
+            console.print(f"  {when:>6}  loss {fitted[when]['loss']:.4f}   ECE {fitted[when]['ece']:.2f} %")
 
 
 def _said(name: str, value: float) -> str:

@@ -231,12 +231,15 @@ def _root(listed: _List) -> Path:
         UsageError: there is none.
     """
     own = listed.file.absolute().parent
-    below = sorted(entry for entry in own.iterdir() if entry.is_dir())
     first = list(listed.labels)[:10]
-    for root in (own, *below, *list(own.parents)[:_LEVELS]):
+    for root in (own, *_folders_in(own), *list(own.parents)[:_LEVELS]):
         if any((root / name).is_file() for name in first):
             return root
     raise UsageError(f"The images in {listed.file} are not found: there is no {own / first[0]}, and none near it.")
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    return sorted(entry for entry in folder.iterdir() if entry.is_dir())
 
 
 def _files_in(folder: Path) -> set[str]:
@@ -288,11 +291,14 @@ def _root_of_imagenet(file: Path) -> Path | None:
     """The nearest folder with validation images, around a list of them; None where there is none."""
     if not _is_for_imagenet(file):
         return None
-    for folder in (parents := _above(file)[1:]):
-        for root in (folder, *(folder / name for name in ("val", "ILSVRC2012_img_val", "Data/CLS-LOC/val"))):
-            if any(_IMAGENET.fullmatch(name) for name in _files_in(root)):
-                return root
-    raise UsageError(f"{file} lists ImageNet's validation images, and there are none in {parents[0]} or near it.")
+    own, *above = _above(file)[1:]
+    near = [
+        folder / name for folder in (own, *above) for name in ("", "val", "ILSVRC2012_img_val", "Data/CLS-LOC/val")
+    ]
+    for root in (own, *_folders_in(own), *near):
+        if any(_IMAGENET.fullmatch(name) for name in _files_in(root)):
+            return root
+    raise UsageError(f"{file} lists ImageNet's validation images, and there are none in {own} or near it.")
 
 
 def _imagenet_list(file: Path) -> _List:

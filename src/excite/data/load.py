@@ -480,7 +480,7 @@ def _plan(
     size = preprocessing.size
     # Small images for a network of large ones stay as they are until they are needed.
     stacked = small and (size <= SMALL or options.preprocessing is None) and not options.own_size
-    if small and (sizes != size).any():
+    if small and (sizes != size).any() and not options.own_size:
         logger.info("%s: images are resized and cropped to %d×%d", path, size, size)
     bytes_each = float(options.channels * (size * size if stacked else sizes.prod(axis=1).mean()))
 

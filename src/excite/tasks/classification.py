@@ -13,7 +13,8 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from excite.data import ImageData, Loader, Preprocessing, Split
 from excite.data.load import SMALL
 from excite.errors import ExciteError, UsageError
-from excite.tasks.base import Evaluation, Metric, Optimize, Scoring, Step, Task, TaskModule
+from excite.processes import Processes
+from excite.tasks.base import ALONE, Evaluation, Metric, Optimize, Scoring, Step, Task, TaskModule
 
 ImageBatch = tuple[Tensor, Tensor, Tensor]
 """Images, labels ``(N,)``, and each image's index."""
@@ -50,11 +51,16 @@ class ClassificationTask(TaskModule):
         weights = self.class_weights
         # Half-precision logits lose digits in the exponentials of the softmax.
         return F.cross_entropy(
-            output.float(),
+            output.float() if output.dtype in (torch.bfloat16, torch.float16) else output,
             target,
             weight=weights if isinstance(weights, Tensor) else None,
             label_smoothing=self.label_smoothing,
         )
+
+    def weight(self, target: Tensor) -> float:
+        """Cross-entropy with weights for classes divides by the sum of the weights; of mixed classes, by how many."""
+        weights = self.class_weights
+        return float(weights[target].sum()) if isinstance(weights, Tensor) and target.ndim == 1 else len(target)
 
     def score(self, output: Tensor, target: Tensor) -> Tensor:
         """How many of the batch are right; of mixed images, how often the class with the largest share is found."""
@@ -97,7 +103,10 @@ def expect(data: ImageData, inputs: Tensor, output: Tensor) -> None:
 
 @torch.inference_mode()
 def outputs(
-    network: nn.Module, batches: Iterable[ImageBatch], device: torch.device | str = "cpu"
+    network: nn.Module,
+    batches: Iterable[ImageBatch],
+    device: torch.device | str = "cpu",
+    processes: Processes = ALONE,
 ) -> tuple[Tensor, Tensor]:
     """What a network in evaluation mode says of all images; its mode is restored afterwards.
 
@@ -105,6 +114,7 @@ def outputs(
         network: maps images ``(N, C, H, W)`` to logits ``(N, classes)``.
         batches: images, labels ``(N,)``, and each image's index.
         device: where to compute.
+        processes: those that have the other images, if these are a share of them.
 
     Returns:
         Logits ``(N, classes)`` and labels ``(N,)`` on the CPU, in the order of the indices.
@@ -120,9 +130,11 @@ def outputs(
             gathered.append((network(images.to(device)).float().cpu(), labels, index))
     finally:
         network.train(was_training)
-    if not gathered:
+    own = [torch.cat(part) for part in zip(*gathered, strict=True)] if gathered else []
+    shares = [share for share in processes.everyones(own) if share]
+    if not shares:
         raise ExciteError("There are no images to evaluate on.")
-    logits, labels, index = (torch.cat(part) for part in zip(*gathered, strict=True))
+    logits, labels, index = (torch.cat(part) for part in zip(*shares, strict=True))
     order = index.argsort()
     return logits[order], labels[order]
 
@@ -185,9 +197,11 @@ def scoring(evaluation: Callable[[Tensor, Tensor], Evaluation]) -> Scoring:
         *,
         workers: int = 0,
         step: Step | None = None,
+        processes: Processes = ALONE,
     ) -> Evaluation:
         size = BATCH if preprocessing.size <= SMALL else BATCH_OF_PHOTOS
-        batches = Loader(split, preprocessing, size, seed=0, workers=workers)
+        rank, count = processes.rank, processes.count
+        batches = Loader(split, preprocessing, size, seed=0, workers=workers, rank=rank, world_size=count)
 
         def counted() -> Iterator[ImageBatch]:
             for done, batch in enumerate(batches, start=1):
@@ -195,7 +209,7 @@ def scoring(evaluation: Callable[[Tensor, Tensor], Evaluation]) -> Scoring:
                 if step:
                     step(done, len(batches))
 
-        return evaluation(*outputs(network, counted(), device))
+        return evaluation(*outputs(network, counted(), device, processes))
 
     return score
 

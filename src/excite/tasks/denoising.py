@@ -18,7 +18,8 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from excite.data.denoising import DenoisingData, DenoisingSplit
 from excite.errors import ExciteError, UsageError
 from excite.preprocessing import Preprocessing
-from excite.tasks.base import Evaluation, Metric, Step, Task, TaskModule
+from excite.processes import Processes
+from excite.tasks.base import ALONE, Evaluation, Metric, Step, Task, TaskModule
 
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 LEAST_ERROR = 1e-10
@@ -81,7 +82,11 @@ def ssim(output: Tensor, clean: Tensor) -> Tensor:
 
 
 def score_pairs(
-    denoise: Callable[[Tensor], Tensor], split: DenoisingSplit, *, step: Step | None = None
+    denoise: Callable[[Tensor], Tensor],
+    split: DenoisingSplit,
+    *,
+    step: Step | None = None,
+    processes: Processes = ALONE,
 ) -> Evaluation:
     """Score what makes of each noisy image of a split a clean one.
 
@@ -89,6 +94,7 @@ def score_pairs(
         denoise: from a noisy image ``(C, H, W)`` on the CPU, neither clipped nor rounded, to the same without noise.
         split: the images and their noise.
         step: is called with (images done, in all).
+        processes: those that share the images.
 
     Returns:
         ``psnr`` in dB and ``ssim``, the means over the images; each image's own under ``details``, beside those of
@@ -100,8 +106,8 @@ def score_pairs(
     """
     if not len(split):
         raise ExciteError("There are no images to evaluate on.")
-    rows = []
-    for i in range(len(split)):
+    rows = {}
+    for i in range(processes.rank, len(split), processes.count):
         noisy, clean = split.pair(i)
         if min(clean.shape[-2:]) < SSIM_WINDOW:
             height, width = clean.shape[-2:]
@@ -112,11 +118,11 @@ def score_pairs(
         output = denoise(noisy)
         if not output.isfinite().all():
             raise ExciteError(f"The network's output for {split.names[i]} is not finite.")
-        pairs = [(kind(image[None], clean[None]).item()) for image in (output, noisy) for kind in (psnr, ssim)]
-        rows.append(pairs)
+        rows[i] = [(kind(image[None], clean[None]).item()) for image in (output, noisy) for kind in (psnr, ssim)]
         if step:
             step(i + 1, len(split))
-    columns = np.array(rows)
+    every = {i: row for share in processes.everyones(rows) for i, row in share.items()}
+    columns = np.array([every[i] for i in range(len(split))])
     return Evaluation(
         metrics={"psnr": float(columns[:, 0].mean()), "ssim": float(columns[:, 1].mean())},
         scores=columns[:, 0].astype(np.float32),
@@ -138,6 +144,7 @@ def score(
     *,
     workers: int = 0,
     step: Step | None = None,
+    processes: Processes = ALONE,
 ) -> Evaluation:
     """Score a network in evaluation mode on whole images, one at a time; its mode is restored afterwards."""
     was_training = network.training
@@ -149,7 +156,7 @@ def score(
         return output[0].float().cpu()
 
     try:
-        return score_pairs(denoise, split, step=step)
+        return score_pairs(denoise, split, step=step, processes=processes)
     finally:
         network.train(was_training)
 

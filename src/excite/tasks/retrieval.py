@@ -17,7 +17,8 @@ from excite.analysis.retrieval import Retrieval, mean_average_precision
 from excite.data.crossmodal import CrossmodalData, CrossmodalSplit
 from excite.data.pairs import PairLoader
 from excite.errors import ExciteError, UsageError
-from excite.tasks.base import Evaluation, Metric, Optimize, Step, Task, TaskModule
+from excite.processes import Processes
+from excite.tasks.base import ALONE, Evaluation, Metric, Optimize, Step, Task, TaskModule
 
 BATCH = 256
 BATCH_OF_PICTURES = 32
@@ -155,6 +156,7 @@ def points(
     *,
     workers: int = 0,
     step: Step | None = None,
+    processes: Processes = ALONE,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What a network in evaluation mode makes of all pairs; its mode is restored afterwards.
 
@@ -164,6 +166,7 @@ def points(
         device: where the network works.
         workers: processes that prepare batches ahead; 0 prepares them in this process.
         step: is called with (pairs done, in all).
+        processes: those that share the pairs.
 
     Returns:
         u and v (N, dim), float32 on the CPU, and the labels (N, classes).
@@ -178,19 +181,24 @@ def points(
     rows = []
     size = BATCH if isinstance(split.images, Tensor) else BATCH_OF_PICTURES
     # A pair that is left out would be missing in one score, and not in another that it is held against.
-    batches = PairLoader(split, size, seed=0, shuffle=False, refuse=True, workers=workers)
+    rank, count = processes.rank, processes.count
+    batches = PairLoader(
+        split, size, seed=0, shuffle=False, refuse=True, workers=workers, rank=rank, world_size=count
+    )
     done = 0
     try:
-        for (images, texts), labels, _ in batches:
+        for (images, texts), labels, index in batches:
             u, v, *_ = network((images.to(device), texts.to(device)))
-            rows.append((u.float().cpu(), v.float().cpu(), labels))
+            rows.append((u.float().cpu(), v.float().cpu(), labels, index))
             done += len(labels)
             if step:
                 step(done, len(split))
     finally:
         network.train(was_training)
-    us, vs, labels_of_all = (torch.cat(column) for column in zip(*rows, strict=True))
-    return us, vs, labels_of_all
+    every = [row for share in processes.everyones(rows) for row in share]
+    us, vs, labels_of_all, index = (torch.cat(column) for column in zip(*every, strict=True))
+    order = index.argsort()
+    return us[order], vs[order], labels_of_all[order]
 
 
 def score(
@@ -201,9 +209,10 @@ def score(
     *,
     workers: int = 0,
     step: Step | None = None,
+    processes: Processes = ALONE,
 ) -> Evaluation:
     """Score a network on pairs, see :func:`evaluation`; its mode is restored afterwards."""
-    return evaluation(*points(network, split, device, workers=workers, step=step))
+    return evaluation(*points(network, split, device, workers=workers, step=step, processes=processes))
 
 
 def options(settings: Mapping[str, Any], data: CrossmodalData) -> dict[str, Any]:

@@ -21,9 +21,11 @@ from torch.optim.swa_utils import AveragedModel
 
 from excite.errors import ExciteError
 from excite.files import write_atomically
-from excite.tasks.base import Metric
+from excite.processes import Processes
+from excite.tasks.base import ALONE, Metric
 from excite.training import checkpoint
 from excite.training.bars import make_bar
+from excite.training.sync_batch_norm import batch_norms
 
 Row = dict[str, float]
 
@@ -63,10 +65,14 @@ class InterruptedRunError(ExciteError):
 
 
 class Rate(pl.Callback):
-    """Sets the learning rate of each step, and reseeds what draws inside the network (dropout)."""
+    """Sets the learning rate of each step, and reseeds what draws inside the network (dropout).
 
-    def __init__(self, position: Position, factor: Callable[[int], float], seed: int) -> None:
+    What is drawn there depends on how many processes share the step: each draws for its own samples.
+    """
+
+    def __init__(self, position: Position, factor: Callable[[int], float], seed: int, rank: int = 0) -> None:
         self.position, self.factor, self.seed = position, factor, seed
+        self.rank = rank
         self.peaks: list[float] = []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -77,7 +83,7 @@ class Rate(pl.Callback):
         """Set the rate for the step that begins."""
         for group, peak in zip(trainer.optimizers[0].param_groups, self.peaks, strict=True):
             group["lr"] = peak * self.factor(self.position.step)
-        torch.manual_seed((self.seed * 1_000_003 + self.position.step) % 2**63)
+        torch.manual_seed((self.seed * 1_000_003 + self.position.step + (self.rank << 53)) % 2**63)
 
 
 class Freeze(pl.Callback):
@@ -113,6 +119,35 @@ class Freeze(pl.Callback):
         self.network.train(not frozen)
         for module in self.new:
             module.train()
+
+
+class FreezeNorms(pl.Callback):
+    """Has batch norm use its running statistics, and keep them, from some step on.
+
+    SENet-154 was trained so at its end (Hu et al., the repository of the papers' models). Weights and shifts go on
+    learning.
+
+    Args:
+        position: of the run.
+        network: what is trained.
+        begin: the first step.
+        processes: those that share the step, which go on with the statistics of rank 0.
+    """
+
+    def __init__(self, position: Position, network: nn.Module, begin: float, processes: Processes) -> None:
+        self.position, self.network, self.begin, self.processes = position, network, begin, processes
+        self.begun = False
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Scoring in between changes the mode: it is set anew at every step."""
+        if self.position.step < self.begin:
+            return
+        norms = batch_norms(self.network)
+        if not self.begun:
+            self.processes.spread(self.network.buffers())
+            self.begun = True
+        for norm in norms:
+            norm.eval()
 
 
 class WeightAverage(pl.Callback):
@@ -188,9 +223,11 @@ class Record(pl.Callback):
         metric: the headline metric, whose value in training is the mean over the samples as they were learned from.
         validate: scores the network on the validation images, or None.
         best: is shown every validation score, and may end the run; or None.
-        every: steps between checkpoints; None for the end of each epoch and every five minutes.
+        every: steps between checkpoints; None for the end of each epoch and every so many ``minutes``.
+        minutes: see there.
         keep: how many checkpoints stay.
         waited: seconds that the run has waited for data so far.
+        processes: those that share the run, of which the first one writes.
     """
 
     def __init__(
@@ -202,12 +239,15 @@ class Record(pl.Callback):
         validate: Callable[[], dict[str, float]] | None,
         best: Best | None,
         every: int | None,
+        minutes: float,
         keep: int,
         waited: Callable[[], float],
+        processes: Processes = ALONE,
     ) -> None:
         self.position, self.folder, self.state, self.validate = position, folder, state, validate
         self.metric, self.best = metric, best
-        self.every, self.keep, self.waited = every, keep, waited
+        self.every, self.minutes, self.keep, self.waited = every, minutes, keep, waited
+        self.processes = processes
         self.clock = self.saved_at = time.monotonic()
         self.epoch_seconds, self.epoch_waited, self.epoch_images = 0.0, 0.0, 0
         self.seconds = 0.0  # of this process's own steps
@@ -234,7 +274,7 @@ class Record(pl.Callback):
         self.epoch_seconds += now - self.clock
         self.seconds += now - self.clock
         self.clock = now
-        count = len(batch[2])
+        count = outputs["count"]
         here.step += 1
         here.loss_sum += loss * count
         if "score" in outputs:
@@ -244,16 +284,24 @@ class Record(pl.Callback):
         self.epoch_images += count
         if here.at_epoch_end:
             self._end_epoch(trainer)
-        due = here.step % self.every == 0 if self.every else here.at_epoch_end or now - self.saved_at > 300
+        # What one process wants, all do.
+        stop, late = (wanted > 0 for wanted in outputs["wishes"])
+        due = here.step % self.every == 0 if self.every else here.at_epoch_end or late
         done = here.is_done(self.best)
-        if due or self.stop or done:
+        if due or stop or done:
             self.save()
         self.clock = time.monotonic()
         trainer.should_stop = done
-        if self.stop and not done:
+        if stop and not done:
+            self.processes.wait()  # that the first one has saved: the end of one is the end of all
             raise InterruptedRunError(
                 f"Stopped at step {here.step} of {here.total_steps}; {self.folder} holds everything so far."
             )
+
+    def wishes(self) -> tuple[float, float]:
+        """Whether this process is to stop, and whether by its clock a checkpoint is due."""
+        late = self.processes.writes and time.monotonic() - self.saved_at > 60 * self.minutes
+        return float(self.stop), float(late)
 
     def data_share(self) -> float:
         """The share of its steps' time that this process has waited for data, in percent."""
@@ -262,6 +310,9 @@ class Record(pl.Callback):
     def save(self) -> None:
         """Write a checkpoint, unless the weights have gone bad."""
         here, state = self.position, self.state()
+        self.saved_at = time.monotonic()
+        if not self.processes.writes:
+            return
         if not all(value.isfinite().all() for value in state["network"].values() if value.is_floating_point()):
             raise ExciteError(
                 f"The weights are no longer finite after step {here.step}; the last good checkpoint is kept in "
@@ -277,7 +328,7 @@ class Record(pl.Callback):
             "rows": here.rows,
         }
         checkpoint.save(self.folder / "checkpoints", here.step, state, self.keep)
-        self.saved_at = time.monotonic()
+        self.saved_at = time.monotonic()  # a slow disk is not to be written to all the time
 
     def _end_epoch(self, trainer: pl.Trainer) -> None:
         here = self.position
@@ -310,6 +361,8 @@ class Record(pl.Callback):
             logger.log_metrics(row, step=here.step)
 
     def _write_rows(self) -> None:
+        if not self.processes.writes:
+            return
         # The whole file each time: it is small, and so it can never hold more than the position knows.
         text = io.StringIO()
         if self.position.rows:
@@ -320,29 +373,35 @@ class Record(pl.Callback):
 
 
 class StopOnSignal(pl.Callback):
-    """Ctrl-C ends the run after the step at hand, with a checkpoint; a second one ends it at once."""
+    """Ctrl-C, or the signal of a machine that is about to be taken away, ends the run after the step at hand, with a
+    checkpoint; a second Ctrl-C ends it at once.
+
+    Clusters send SIGTERM; Slurm can be asked for SIGUSR1 some time before (``sbatch --signal=USR1@300``).
+    """
 
     def __init__(self, record: Record) -> None:
         self.record = record
-        self.before: Any = None
+        self.before: dict[int, Any] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Listen, where Python lets us: only the main thread receives signals."""
         if threading.current_thread() is threading.main_thread():
-            self.before = signal.signal(signal.SIGINT, self._stop)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+                self.before[number] = signal.signal(number, self._stop)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self.record.stop = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Give the signal back."""
-        if self.before is not None:
-            signal.signal(signal.SIGINT, self.before)
-            self.before = None
+        """Give the signals back."""
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+        self.before = {}
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Give the signal back when the run fails, too."""
+        """Give the signals back when the run fails, too."""
         self.teardown(trainer, pl_module, "fit")
 
 

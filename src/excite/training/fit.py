@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -30,11 +30,26 @@ from excite.data.denoising import DenoisingData
 from excite.data.hyperspectral import SceneData
 from excite.errors import UsageError
 from excite.memory_format import to_channels_last
+from excite.processes import Processes, own_device, processes
 from excite.tasks import task_named
-from excite.tasks.base import Batch, Inputs, Task, each
+from excite.tasks.base import Batch, Inputs, StepBatch, Task, TaskModule, each
 from excite.training import checkpoint
-from excite.training.callbacks import Bar, Best, Freeze, Position, Rate, Record, StopOnSignal, WeightAverage
-from excite.training.optimization import build_optimizer, host_factor, host_is_frozen, rate_factor
+from excite.training.callbacks import (
+    Bar,
+    Best,
+    Freeze,
+    FreezeNorms,
+    Position,
+    Rate,
+    Record,
+    StopOnSignal,
+    WeightAverage,
+)
+from excite.training.distributed import one_sentence, trainer_options
+from excite.training.distributed_launch import can_restart, claim, goes_on
+from excite.training.distributed_parts import check_divides
+from excite.training.distributed_shares import shard, shared_out, whole
+from excite.training.optimization import build_optimizer, host_factor, host_is_frozen, rate_factor, scaled
 from excite.training.recipe import Recipe, load
 from excite.training.recipe_data import (
     AnyData,
@@ -46,6 +61,7 @@ from excite.training.recipe_data import (
     with_backbone,
 )
 from excite.training.run import Run
+from excite.training.sync_batch_norm import synchronised
 from excite.weights.base import Origin
 
 log = logging.getLogger(__name__)
@@ -79,6 +95,10 @@ def fit(
 ) -> Run:
     """Train one network.
 
+    Where ``torchrun`` started this process beside others, or there is a process group of ``torch.distributed``
+    already, all of them train it together. A process that was started anew for a lost one goes on with the run of its
+    launch.
+
     Args:
         recipe: everything the run depends on, or the name or file of a recipe.
         out: the run's folder, new or (with ``resume``) begun before; by default a new one below ``excite-runs/``.
@@ -100,41 +120,91 @@ def fit(
     """
     if not isinstance(recipe, Recipe):
         recipe = load(recipe)
-    run = Run(out or new_folder(recipe))
-    if (run.folder / "recipe.yaml").exists():
-        if not resume:
-            raise UsageError(f"{run.folder} already holds a run: resume it, or choose another folder.")
-        recipe = run.recipe
-        if run.finished:
-            return run
-    device = pick_device(recipe.trainer.device)
-    threads = recipe.trainer.threads or torch.get_num_threads()
-    with _settings(threads, device):
-        data = data or load_recipe_data(recipe, progress=title is not None)
-        own = network is not None
-        recipe, data, network = starting_point(recipe, data, network)
-        check_freezing(recipe, network)
-        factor = host_factor(recipe.optimizer, fresh_parameters(network))
-        recipe = recipe.replace({"optimizer.host_factor": factor})
-        if recipe.trainer.patience and data.val is None:
-            raise UsageError("key 'trainer.patience' needs a validation split: set data.val_fraction, such as 0.1")
-        if recipe.trainer.channels_last:
-            to_channels_last(network)
-        recipe = resolved(recipe, data)
-        _check_precision(recipe, device)
-        loader = training_loader(recipe, data)
-        _check_task(recipe, network, loader, data, device)
-        recipe = fastest(recipe, network, task_named(data.task), loader, device)
-        if recipe.trainer.minutes is not None:
-            seconds = step_seconds(recipe, network, task_named(data.task), loader, device)
-            recipe, data = fitted(recipe, data, int(60 * recipe.trainer.minutes / seconds), len(loader))
-            loader = training_loader(recipe, data)
-        settled = {"trainer.threads": threads, "trainer.device": device.type}
-        recipe = recipe.replace(settled)
-        if not (run.folder / "recipe.yaml").exists():
-            recipe.write(run.folder / "recipe.yaml")
-        _train(run, recipe, network, None if own else recipe.network.spec, data, loader, device, title)
+    if out is None and can_restart():
+        raise UsageError("give the run a folder (--out): processes that are started again are to find it")
+    with processes() as group, one_sentence(group), _quiet_others(group):
+        run = Run(group.firsts(Path(out or new_folder(recipe))))
+        recipe, finished = _found(run, recipe, resume, group)
+        if not finished:
+            _fit(run, recipe, network, data, group, title if group.writes else None)
+        group.wait()
     return run
+
+
+def _found(run: Run, recipe: Recipe, resume: bool, group: Processes) -> tuple[Recipe, bool]:
+    """The recipe to train by, that of a run to go on with if there is one, and whether that is finished."""
+    found = recipe, False
+    with group.together():
+        if group.writes and (run.folder / "recipe.yaml").exists():
+            if not (resume or goes_on(run.folder)):
+                raise UsageError(f"{run.folder} already holds a run: resume it, or choose another folder.")
+            found = run.recipe, run.finished
+    return group.firsts(found)
+
+
+def _fit(
+    run: Run, recipe: Recipe, network: nn.Module | None, data: AnyData | None, group: Processes, title: str | None
+) -> None:
+    device = own_device(pick_device(recipe.trainer.device))
+    threads = group.firsts(recipe.trainer.threads or torch.get_num_threads())
+    with _settings(threads, device):
+        own = network is not None
+        with group.together():
+            recipe, data, network, loader = _prepared(recipe, data, network, group, device, title is not None)
+        group.spread(network.state_dict().values())
+        # What is measured, one process measures for all.
+        measured = _measured(recipe, data, network, loader, device) if group.writes else None
+        recipe = group.firsts(measured) or recipe
+        recipe = scaled(recipe.replace({"trainer.threads": threads, "trainer.device": device.type}))
+        if isinstance(data, DenoisingData) and recipe.data.patches not in (None, data.patches):
+            data = dataclasses.replace(data, patches=recipe.data.patches)
+            loader = training_loader(recipe, data, group)
+        with group.together():
+            if group.writes and not (run.folder / "recipe.yaml").exists():
+                recipe.write(run.folder / "recipe.yaml")
+                claim(run.folder)
+        _train(run, recipe, network, None if own else recipe.network.spec, data, loader, device, title, group)
+
+
+def _prepared(
+    recipe: Recipe,
+    data: AnyData | None,
+    network: nn.Module | None,
+    group: Processes,
+    device: torch.device,
+    progress: bool,
+) -> tuple[Recipe, AnyData, nn.Module, AnyLoader]:
+    """What a run begins with, once everything is known to fit together."""
+    check_divides(recipe.trainer.batch_size, group.count)
+    data = data or load_recipe_data(recipe, progress=progress)
+    recipe, data, network = starting_point(recipe, data, network)
+    check_freezing(recipe, network)
+    factor = host_factor(recipe.optimizer, fresh_parameters(network))
+    recipe = recipe.replace({"optimizer.host_factor": factor})
+    if recipe.trainer.patience and data.val is None:
+        raise UsageError("key 'trainer.patience' needs a validation split: set data.val_fraction, such as 0.1")
+    if recipe.trainer.strategy == "fsdp" and recipe.trainer.ema_decay:
+        raise UsageError(
+            "key 'trainer.ema_decay': leave it out, or take trainer.strategy=ddp: it averages whole tensors"
+        )
+    # FSDP divides contiguous parameters only.
+    if recipe.trainer.channels_last and recipe.trainer.strategy != "fsdp":
+        to_channels_last(network)
+    recipe = resolved(recipe, data)
+    _check_precision(recipe, device)
+    loader = training_loader(recipe, data, group)
+    _check_task(recipe, network, loader, data, device)
+    return recipe, data, network, loader
+
+
+def _measured(recipe: Recipe, data: AnyData, network: nn.Module, loader: AnyLoader, device: torch.device) -> Recipe:
+    """The recipe with all that is settled by measuring, ``auto`` and the epochs of ``trainer.minutes``."""
+    task = task_named(data.task)
+    recipe = fastest(recipe, network, task, loader, device)
+    if recipe.trainer.minutes is not None:
+        seconds = step_seconds(recipe, network, task, loader, device)
+        recipe, _ = fitted(recipe, data, int(60 * recipe.trainer.minutes / seconds), len(loader))
+    return recipe
 
 
 def starting_point(
@@ -220,8 +290,21 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def check_devices(name: str, count: int) -> None:
+    """Refuse to share a run among more devices of a machine than it has.
+
+    Raises:
+        UsageError: there are fewer.
+    """
+    device = pick_device(name)
+    if ":" in name:
+        raise UsageError(f"device '{name}' is one: to share a run among {count}, name their type alone")
+    if device.type != "cpu" and count > torch.accelerator.device_count():
+        raise UsageError(f"--devices {count}: this machine has {torch.accelerator.device_count()} ({device.type})")
+
+
 class Stream:
-    """The batches of a whole run, from any step on; Lightning sees them as one epoch."""
+    """The steps of a whole run, from any on, as one process sees them; Lightning takes them for one epoch."""
 
     def __init__(self, loader: AnyLoader, start: int, total: int, channels_last: bool) -> None:
         self.loader, self.start, self.total = loader, start, total
@@ -231,7 +314,7 @@ class Stream:
     def __len__(self) -> int:
         return self.total - self.start
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[StepBatch]:
         epoch, batch = divmod(self.start, len(self.loader))
         while epoch * len(self.loader) < self.total:
             self.loader.load_state_dict(self.loader.state_dict() | {"epoch": epoch, "batch": batch})
@@ -241,10 +324,10 @@ class Stream:
                 item = next(batches, None)
                 if item is None:
                     break
-                inputs, target, index = item
-                ready = each(inputs, self._laid_out)
+                parts, planned, _ = cast(tuple[list[Batch], int, Any], item)
+                ready = [(each(inputs, self._laid_out), target, index) for inputs, target, index in parts]
                 self.waited += time.perf_counter() - begin
-                yield ready, target, index
+                yield ready, planned
             epoch, batch = epoch + 1, 0
 
     def _laid_out(self, part: Tensor) -> Tensor:
@@ -260,12 +343,17 @@ def _train(
     loader: AnyLoader,
     device: torch.device,
     title: str | None,
+    group: Processes,
 ) -> None:
     settings = recipe.trainer
     total = settings.epochs * len(loader)
     fresh = fresh_parameters(network)
+    divided = settings.strategy == "fsdp" and group.count > 1
     average = WeightAverage(network, settings.ema_decay) if settings.ema_decay else None
-    saved = checkpoint.load_newest(run.folder / "checkpoints")
+    # The folder may be on rank 0's machine alone.
+    with group.together():
+        saved = checkpoint.load_newest(run.folder / "checkpoints") if group.writes else None
+    saved = group.firsts(saved)
     position = Position(0, total, len(loader))
     if saved is not None:
         network.load_state_dict(saved["network"])
@@ -276,26 +364,38 @@ def _train(
     def optimize(trained: nn.Module) -> torch.optim.Optimizer:
         optimizer = build_optimizer(trained, recipe.optimizer, fresh)
         if saved is not None:
-            optimizer.load_state_dict(saved["optimizer"])
+            optimizer.load_state_dict(shared_out(saved["optimizer"], optimizer))
         return optimizer
 
     kind = task_named(data.task)
     task = kind.module(network, optimize, **kind.options(recipe.task.model_dump(), data))
-    kept = average.model.module if average is not None else network
+    task.processes, task.clip = group, settings.clip
+    task.divide = shard if divided else None
+    # What is scored and written: the average, or the network; of a divided one a copy that is whole.
+    kept = average.model.module if average is not None else copy.deepcopy(network) if divided else network
     best = Best(kept, kind.metric, settings.patience) if settings.patience else None
     if best is not None and saved is not None:
         best.load_state_dict(saved["best"])
 
     def state() -> dict[str, Any]:
+        optimizer = task.optimizers(use_pl_optimizer=False)
         return {
-            "network": network.state_dict(),
+            "network": whole(network.state_dict()),
             "average": average.model.state_dict() if average is not None else None,
             "best": best.state_dict() if best is not None else None,
-            "optimizer": task.optimizers(use_pl_optimizer=False).state_dict(),  # type: ignore[union-attr]
+            "optimizer": whole(optimizer.state_dict()),  # type: ignore[union-attr]
         }
 
+    def gather() -> None:
+        if divided:
+            kept.load_state_dict(whole(network.state_dict()))
+        # Running statistics of batch norm, where each process has its own.
+        group.spread(kept.buffers())
+
     def validation() -> dict[str, float]:
-        return kind.score(kept, data.val, data.preprocessing, device, workers=recipe.data.workers).metrics
+        gather()
+        scored = kind.score(kept, data.val, data.preprocessing, device, workers=recipe.data.workers, processes=group)
+        return scored.metrics
 
     if not position.is_done(best):
         stream = Stream(loader, position.step, total, settings.channels_last)
@@ -307,47 +407,82 @@ def _train(
             validation if data.val is not None else None,
             best,
             settings.checkpoint_steps,
+            settings.checkpoint_minutes,
             settings.keep_checkpoints,
             lambda: stream.waited,
+            group,
         )
-        rate = Rate(position, lambda step: rate_factor(recipe.schedule, step, total, len(loader)), recipe.seed)
-        callbacks = [rate, *([average] if average else []), record, StopOnSignal(record)]
-        if recipe.schedule.host_frozen_epochs:
-            frozen = functools.partial(host_is_frozen, recipe.schedule, steps_per_epoch=len(loader))
-            callbacks.append(Freeze(position, network, fresh or (), frozen))
-        if title:
-            callbacks.append(Bar(position, title))
-        if settings.compile is True:
-            network.compile()
-        with _quiet_lightning():
+        task.wishes = record.wishes
+        with _norms(task, network, settings.sync_batch_norm, device), _quiet_lightning():
+            if settings.compile is True:
+                network.compile()
             trainer = pl.Trainer(
                 accelerator="cpu" if device.type == "cpu" else device.type,
-                devices=1 if device.index is None else [device.index],
                 precision="bf16-mixed" if settings.precision == "bf16" else "32-true",
                 max_steps=total - position.step,
-                gradient_clip_val=settings.clip,
-                logger=_loggers(recipe, run),
-                callbacks=callbacks,
+                logger=_loggers(recipe, run) if group.writes else False,
+                callbacks=_callbacks(recipe, network, position, average, record, group, title),
                 enable_checkpointing=False,
                 enable_progress_bar=False,
                 enable_model_summary=False,
                 use_distributed_sampler=False,
                 benchmark=False,
+                **trainer_options(group, settings.strategy, device, recipe.schedule.host_frozen_epochs > 0),
             )
             trainer.fit(task, stream)
+            gather()
         log.info("%s", _about_waiting(record.data_share(), recipe.data.workers))
     if best is not None:
         kept.load_state_dict(best.weights)
-    run.write_model(
-        kept,
-        data,
-        spec=spec,
-        image=recipe.network.image,
-        weights="best" if best is not None else "ema" if average is not None else "last",
-        seed=recipe.seed,
-        epochs=position.epoch,
-        train_seconds=position.seconds,
-    )
+    if group.writes:
+        run.write_model(
+            kept,
+            data,
+            spec=spec,
+            image=recipe.network.image,
+            weights="best" if best is not None else "ema" if average is not None else "last",
+            seed=recipe.seed,
+            epochs=position.epoch,
+            train_seconds=position.seconds,
+        )
+
+
+def _callbacks(
+    recipe: Recipe,
+    network: nn.Module,
+    position: Position,
+    average: WeightAverage | None,
+    record: Record,
+    group: Processes,
+    title: str | None,
+) -> list[pl.Callback]:
+    """What is done around each step, in this order."""
+    total, steps = position.total_steps, position.steps_per_epoch
+    factor = functools.partial(rate_factor, recipe.schedule, total_steps=total, steps_per_epoch=steps)
+    callbacks: list[pl.Callback] = [Rate(position, factor, recipe.seed, group.rank)]
+    if average is not None:
+        callbacks.append(average)
+    callbacks += [record, StopOnSignal(record)]
+    if recipe.schedule.host_frozen_epochs:
+        frozen = functools.partial(host_is_frozen, recipe.schedule, steps_per_epoch=steps)
+        callbacks.append(Freeze(position, network, fresh_parameters(network) or (), frozen))
+    if recipe.trainer.frozen_norm_epochs:
+        begin = total - recipe.trainer.frozen_norm_epochs * steps
+        callbacks.append(FreezeNorms(position, network, begin, group))
+    if title:
+        callbacks.append(Bar(position, title))
+    return callbacks
+
+
+@contextlib.contextmanager
+def _norms(task: TaskModule, network: nn.Module, wanted: bool, device: torch.device) -> Iterator[None]:
+    """Within it batch norms share their statistics where several processes are to have it so."""
+    if wanted and task.processes.count > 1:
+        task.shared_norm = True
+        with synchronised(network, device.type):
+            yield
+    else:
+        yield
 
 
 def _about_waiting(share: float, workers: int) -> str:
@@ -362,7 +497,7 @@ def _check_task(recipe: Recipe, network: nn.Module, loader: AnyLoader, data: Any
     task = task_named(data.task)
     task.options(recipe.task.model_dump(), data)
     # One sample through the network in evaluation mode: a wrong head is better found now than after an epoch.
-    inputs: Inputs = next(iter(loader))[0]
+    inputs: Inputs = next(iter(loader))[0][0][0]
     one = each(inputs, lambda part: part[:1].to(device))
     network.to(device).eval()
     try:
@@ -470,11 +605,12 @@ def step_seconds(recipe: Recipe, network: nn.Module, task: Task, loader: AnyLoad
     begin = time.perf_counter()
     while len(seconds) < 5 or (time.perf_counter() - begin < TRIAL_SECONDS and len(seconds) < 50):
         start = time.perf_counter()
-        inputs, target, _ = next(stream)
-        with torch.autocast(device.type, torch.bfloat16, enabled=lowered):
-            loss = module.loss(trial(each(inputs, lambda part: part.to(device))), target.to(device))
+        parts, _ = next(stream)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        for inputs, target, _ in parts:
+            with torch.autocast(device.type, torch.bfloat16, enabled=lowered):
+                loss = module.loss(trial(each(inputs, lambda part: part.to(device))), target.to(device))
+            loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         float(loss.detach())
         seconds.append(time.perf_counter() - start)
@@ -498,6 +634,19 @@ def _settings(threads: int, device: torch.device) -> Iterator[None]:
         torch.set_num_threads(before[0])
         torch.use_deterministic_algorithms(before[1])
         safety.fill_uninitialized_memory = fill
+
+
+@contextlib.contextmanager
+def _quiet_others(group: Processes) -> Iterator[None]:
+    """Of several processes only the first says how things go; what is wrong with its own files each one says."""
+    ours = logging.getLogger("excite")
+    before = ours.level
+    if not group.writes:
+        ours.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        ours.setLevel(before)
 
 
 @contextlib.contextmanager

@@ -31,8 +31,8 @@ class Data(Section):
     """Where the images, or the scene, come from and how they enter the network."""
 
     path: str = "digits"
-    """A data spec: `digits`, `cifar10`, a folder or tar of class folders, `indian-pines`, `photographs`,
-    `denoising:FOLDER`, `digits-words`, `crossmodal:PATH`, `kind:PATH`."""
+    """A data spec: `digits`, `cifar10`, a folder or tar of class folders, `shards:DIR`, `indian-pines`,
+    `photographs`, `denoising:FOLDER`, `digits-words`, `crossmodal:PATH`, `kind:PATH`."""
     test_path: str | None = None
     """The test images, where `path` does not hold them."""
     val_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -150,6 +150,8 @@ class Schedule(Section):
     name: Literal["onecycle", "cosine", "exponential", "step", "constant"] = "onecycle"
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
     """Linear warm-up before all but one-cycle."""
+    warmup_from: Fraction = 0.0
+    """The factor from which the warm-up rises to 1."""
     host_frozen_epochs: Annotated[float, Field(ge=0)] = 0.0
     """For so long only the new parameters learn; those that came from `network.weights`, and the statistics of their
     batch norms, stay as they are."""

@@ -16,12 +16,17 @@ from excite.data.denoising import DenoisingData, is_denoising, load_denoising
 from excite.data.hyperspectral import SceneData, load_scene
 from excite.data.pairs import PairLoader
 from excite.data.patches import PatchLoader
+from excite.data.remote import CACHE_GB, is_address
+from excite.data.shards import is_shards
 from excite.errors import UsageError, nearest
 from excite.networks.catalog import CATALOG
 from excite.networks.dscmr import DSCMR
 from excite.networks.tables import DSCMRTable
+from excite.processes import Processes
 from excite.spec import parse_spec
+from excite.tasks.base import ALONE
 from excite.training.bars import bar
+from excite.training.distributed_parts import Shares, check_divides
 from excite.training.recipe import DENOISING_KEYS, PAIR_KEYS, SCENE_KEYS, Data, Recipe
 
 AnyData = ImageData | DenoisingData | CrossmodalData
@@ -53,6 +58,10 @@ def load_recipe_data(recipe: Recipe, progress: bool = False) -> AnyData:
     if not is_denoising(settings.path):
         why = f"is for denoising, and {settings.path!r} is not"
         _refuse_keys(settings, DENOISING_KEYS, why, "name the data denoising:FOLDER, or leave it out")
+    if not is_shards(settings.path):
+        _refuse_keys(settings, ("cache_gb",), f"is for shards, and {settings.path!r} is none")
+    if settings.balanced and (pairs or is_denoising(settings.path)):
+        raise UsageError(f"key 'data.balanced' is for images with classes, and {settings.path!r} has none")
     if is_scene(settings.path):
         return load_recipe_scene(settings, progress)
     if is_denoising(settings.path):
@@ -68,6 +77,7 @@ def load_recipe_data(recipe: Recipe, progress: bool = False) -> AnyData:
             mean=settings.mean,
             std=settings.std,
             broken=settings.broken,
+            cache_gb=settings.cache_gb or CACHE_GB,
             progress=step,
         )
 
@@ -183,12 +193,22 @@ def _refuse_keys(settings: Data, keys: Sequence[str], why: str, hint: str = "") 
             raise UsageError(f"key 'data.{key}' {why}: {hint or 'leave it out'}")
 
 
-def training_loader(recipe: Recipe, data: AnyData) -> AnyLoader:
-    """The training batches of a recipe.
+def training_loader(recipe: Recipe, data: AnyData, processes: Processes = ALONE) -> AnyLoader:
+    """The training batches of a recipe: for each step what this process has to do, see
+    :data:`~excite.tasks.base.StepBatch`, with the index of its samples after it.
+
+    An epoch's order and its steps are those of one process, however many share them.
 
     Raises:
-        UsageError: the data has no training images.
+        UsageError: the data has no training images, or the batch does not divide among the processes.
     """
+    check_divides(recipe.trainer.batch_size, processes.count)
+    loader = _whole_loader(recipe, data)
+    loader.divide(lambda maker: Shares(maker, processes.count, processes.rank, recipe.trainer.micro_batch))
+    return loader
+
+
+def _whole_loader(recipe: Recipe, data: AnyData) -> AnyLoader:
     if data.train is None:
         raise UsageError(f"'{data.name}' has no training images")
     if isinstance(data, DenoisingData):
@@ -211,6 +231,7 @@ def training_loader(recipe: Recipe, data: AnyData) -> AnyLoader:
         augment=augmentation(recipe, data),
         shuffle=True,
         workers=recipe.data.workers,
+        balanced=recipe.data.balanced,
     )
 
 
@@ -222,7 +243,7 @@ def augmentation(recipe: Recipe, data: ImageData) -> Augmentation:
     """
     asked = dataclasses.replace(data.augmentation, **recipe.augment.model_dump(exclude_none=True))
     if isinstance(data, SceneData):
-        for key, off in (("crop", "none"), ("randaugment", 0)):
+        for key, off in (("crop", "none"), ("rotate", 0), ("jitter", 0), ("randaugment", 0)):
             if getattr(asked, key) != off:
                 raise UsageError(f"key 'augment.{key}' is for images: the windows of a scene keep their pixel inside")
     return asked
@@ -239,6 +260,8 @@ def resolved(recipe: Recipe, data: AnyData) -> Recipe:
         # What the functions that load call test is the test_path of a recipe.
         named = {"test_path" if key == "test" else key: value for key, value in data.options.items()}
         chosen = {f"data.{key}": value for key, value in ({"path": data.name} | named).items()}
+    if is_shards(recipe.data.path) and is_address(recipe.data.path):
+        chosen["data.cache_gb"] = recipe.data.cache_gb or CACHE_GB  # the order of the images hangs on it
     if isinstance(data, DenoisingData):
         chosen["data.patches"] = data.patches  # which may have been made to fit since
     if isinstance(data, ImageData):

@@ -2,44 +2,39 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import cache
+import itertools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import torch
 from torch import nn
 
-from excite.create import create
-from excite.data import ImageData, Preprocessing, Split, load_data
+from excite.data import ImageData
 from excite.data.crossmodal import CrossmodalData, is_crossmodal
 from excite.data.cube import is_scene
 from excite.data.denoising import DenoisingData, is_denoising
 from excite.data.hyperspectral import SceneData
-from excite.data.load import adjusted
-from excite.errors import UsageError, nearest
-from excite.training.bars import bar
-from excite.training.fit import pick_device
+from excite.errors import UsageError
 from excite.training.recipe_data import AnyData
-from excite.training.run import Run
-from excite.verbs import scores
 from excite.verbs.evaluate_denoising import evaluate_denoising
+from excite.verbs.evaluate_images import Asking, Source, Weights, evaluate_images
 from excite.verbs.evaluate_retrieval import evaluate_retrieval
 from excite.verbs.evaluate_scene import evaluate_scene
-from excite.verbs.source import check_source
-from excite.weights.base import Origin
-from excite.weights.fetch import resolve
-from excite.weights.published import imagenet_classes, imagenet_synsets, known_classes, known_preprocessing
+from excite.verbs.opened import Opened as Opened
+from excite.verbs.opened import count_outputs as count_outputs
+from excite.verbs.opened import onto_outputs as onto_outputs
+from excite.verbs.opened import open_network as open_network
+from excite.verbs.opened import output_classes as output_classes
+from excite.verbs.protocols import parse_protocol
 
 
 def evaluate(
-    source: str | Path | nn.Module,
+    source: Source | Sequence[Source],
     data: str | AnyData,
     *,
     test: str | None = None,
-    weights: str | Path | None = None,
+    weights: Weights | Sequence[Weights] = None,
+    protocol: str | None = None,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
     image_size: int | None = None,
@@ -47,7 +42,11 @@ def evaluate(
     interpolation: str | None = None,
     broken: str = "skip",
     device: str = "auto",
+    workers: int = 0,
     per_class: bool = False,
+    calibration: bool = False,
+    temperature: bool = False,
+    calibration_data: str | ImageData | None = None,
     ground_truth: str | None = None,
     mc_dropout: int = 0,
     out: str | Path | None = None,
@@ -72,11 +71,18 @@ def evaluate(
     sorted order; where it has others, its class folders must have the names of the network's classes (ImageNet's, or
     the WordNet ids that timm knows, for 1,000 outputs).
 
+    Several networks answer together: the mean of their probabilities is scored. Each is fed as its own weights want
+    it, and its classes are found by their names. A protocol with several views of each image averages the
+    probabilities over these, too.
+
     Args:
-        source: a run's folder, a network spec (with ``weights``), or a module.
+        source: a run's folder, a network spec (with ``weights``), or a module; or several of these.
         data: a data spec, or images of the user's own.
         test: a data spec of the test images, where ``data`` does not hold them.
-        weights: for a spec: a file of weights, or the tag of published ones such as ``imagenet``.
+        weights: for a spec: a file of weights, or the tag of published ones such as ``imagenet``; for several specs
+            one for all, or one for each.
+        protocol: which views of each image are shown, see :func:`excite.verbs.protocols.parse_protocol`; by default
+            the one of the preprocessing.
         mean: per channel, of pixels in 0–1.
         std: likewise.
         image_size: side of the network's input in pixels.
@@ -84,7 +90,11 @@ def evaluate(
         interpolation: ``bilinear`` or ``bicubic``.
         broken: ``skip`` or ``refuse`` files that cannot be decoded.
         device: ``auto``, ``cpu``, ``cuda`` …
+        workers: processes that read images ahead.
         per_class: add the accuracy of each class and the confusion matrix.
+        calibration: add how far confidence is from accuracy (:func:`excite.verbs.calibration.calibration`).
+        temperature: fit a temperature, and add what it changes; see :func:`excite.verbs.calibration.fit_temperature`.
+        calibration_data: what it is fitted on; by default the run's validation images, and never test images.
         ground_truth: of scenes: a file of labels, where it is not found.
         mc_dropout: of scenes: how often to ask with dropout left on, for a map of uncertainty.
         out: of scenes: where that map goes.
@@ -94,10 +104,13 @@ def evaluate(
         progress: show bars on stderr.
 
     Returns:
-        ``{"metrics": {"top1", "top5", "loss"}, "samples": "images", "count"}``, percentages as 0–100, and with
-        ``per_class`` also
-        ``classes`` (of the network's outputs), ``per_class`` (percent, None for a class without images) and
-        ``confusion`` (true classes in rows).
+        ``{"metrics": {"top1", "top5", "loss"}, "errors": {"top1", "top5"}, "samples": "images", "count"}``,
+        percentages as 0–100. With ``protocol`` also its ``name`` with all numbers and the ``views`` of each image; of
+        several networks the ``members``, each with its ``source``, ``metrics`` and ``errors``. With ``per_class``
+        also ``classes`` (of the network's outputs), ``per_class`` (percent, None for a class without images) and
+        ``confusion`` (true classes in rows). With ``calibration`` also ``calibration``; with ``temperature`` also
+        ``{"temperature": {"temperature", "fitted_on", "before", "after"}}``: on how many images it was fitted, and
+        ``loss`` and calibration on the test images.
 
     Raises:
         UsageError: the network and the data do not fit together.
@@ -110,34 +123,48 @@ def evaluate(
         "resize": resize,
         "interpolation": interpolation,
     }
+    sources = [source] if isinstance(source, str | Path | nn.Module) else list(source)
+    if not sources:
+        raise UsageError("There is nothing to evaluate: name a run, a spec with weights, or a module.")
+    of_classes: dict[str, Any] = {
+        "protocol": protocol,
+        "workers": workers or None,
+        "calibration": calibration or None,
+        "temperature": temperature or None,
+        "calibration_data": calibration_data,
+    }
     of_scenes = {"ground_truth": ground_truth, "mc_dropout": mc_dropout or None, "out": out}
     of_denoising: dict[str, Any] = {"degradation": degradation, "noise_seed": noise_seed, "quantised": quantised}
     if isinstance(data, DenoisingData) or (isinstance(data, str) and is_denoising(data)):
-        refuse_options(wishes | {"per_class": per_class or None}, data, "is for denoising", "images with classes")
+        images_only = wishes | of_classes | {"per_class": per_class or None}
+        refuse_options(images_only, data, "is for denoising", "images with classes")
         refuse_options(of_scenes, data, "is for denoising", "hyperspectral scenes")
+        alone, own = only_one(sources, weights, data)
         return evaluate_denoising(
-            source,
+            alone,
             data,
             test=test,
-            weights=weights,
+            weights=own,
             **of_denoising,
             broken=broken,
             device=device,
             progress=progress,
         )
     if isinstance(data, CrossmodalData) or (isinstance(data, str) and is_crossmodal(data)):
-        images_only = wishes | {"per_class": per_class or None, "weights": weights}
+        images_only = wishes | of_classes | {"per_class": per_class or None, "weights": weights or None}
         refuse_options(images_only, data, "holds pairs of images and texts", "images with classes")
         refuse_options(of_scenes, data, "holds pairs of images and texts", "hyperspectral scenes")
         refuse_options(of_denoising, data, "holds pairs of images and texts", "denoising")
-        return evaluate_retrieval(source, data, test=test, broken=broken, device=device, progress=progress)
+        alone, _ = only_one(sources, weights, data)
+        return evaluate_retrieval(alone, data, test=test, broken=broken, device=device, progress=progress)
     if isinstance(data, SceneData) or (isinstance(data, str) and is_scene(data)):
         unused = None if broken == "skip" else broken
-        images_only = wishes | {"test": test, "weights": weights, "broken": unused}
+        images_only = wishes | of_classes | {"test": test, "weights": weights or None, "broken": unused}
         refuse_options(images_only, data, "is a hyperspectral scene", "images")
         refuse_options(of_denoising, data, "is a hyperspectral scene", "denoising")
+        alone, _ = only_one(sources, weights, data)
         return evaluate_scene(
-            source,
+            alone,
             data,
             ground_truth=ground_truth,
             mc_dropout=mc_dropout,
@@ -148,33 +175,57 @@ def evaluate(
         )
     refuse_options(of_scenes, data, "holds images with classes", "hyperspectral scenes")
     refuse_options(of_denoising, data, "holds images with classes", "denoising")
-    channels = data.preprocessing.channels if isinstance(data, ImageData) else None
-    opened = open_network(source, weights, channels, progress)
-    if isinstance(data, ImageData):
-        images = replace(data, preprocessing=adjusted(data.preprocessing, **wishes))
-    else:
-        with bar("reading images", progress) as step:
-            images = load_data(
-                data,
-                test=test,
-                preprocessing=opened.preprocessing,
-                **wishes,
-                broken=broken,
-                classes=opened.classes if opened.of == "run" else None,
-                all_for_test=opened.of == "file",
-                progress=step,
-            )
-    split = images.test or images.train
-    assert split is not None
-    names = opened.classes or images.classes
-    if opened.of in ("file", "loaded"):
-        split, names = onto_outputs(split, images, opened, device)
-    with bar("evaluating", progress) as step:
-        scored = scores.score(opened.network, split, images.preprocessing, images.task, device, step)
-    result: dict[str, Any] = {"metrics": scored.metrics, "samples": "images", "count": scored.count}
-    if per_class:
-        result |= scores.per_class(scored, names)
-    return result
+    if calibration_data is not None and not temperature:
+        raise UsageError("calibration_data is what a temperature is fitted on: ask for temperature, or leave it out.")
+    asked = parse_protocol(protocol) if protocol is not None else None
+    if asked and (image_size or resize):
+        raise UsageError("The protocol says the sizes: leave image_size and resize out, or name no protocol.")
+    asking = Asking(wishes, asked, broken, device, workers, progress)
+    return evaluate_images(
+        sources,
+        data,
+        test=test,
+        weights=weights_of(sources, weights),
+        asking=asking,
+        per_class=per_class,
+        calibration=calibration,
+        temperature=temperature,
+        calibration_data=calibration_data,
+    )
+
+
+def only_one(
+    sources: Sequence[Source], weights: Weights | Sequence[Weights], data: str | AnyData
+) -> tuple[Source, Weights]:
+    """The one network, with its weights, that such data is for.
+
+    Raises:
+        UsageError: there are several.
+    """
+    if len(sources) != 1:
+        name = data if isinstance(data, str) else data.name
+        raise UsageError(f"{name} is for one network at a time: several answer together about images with classes.")
+    return sources[0], weights_of(sources, weights)[0]
+
+
+def weights_of(sources: Sequence[Source], given: Weights | Sequence[Weights]) -> list[Weights]:
+    """The weights of each source: one for all specs, or one for each of them in turn.
+
+    Raises:
+        UsageError: there are neither one nor as many as specs.
+    """
+    listed = [given] if given is None or isinstance(given, str | Path) else list(given) or [None]
+    if len(sources) == 1 and len(listed) == 1:
+        return listed
+    is_spec = [not isinstance(one, nn.Module) and not (Path(one) / "recipe.yaml").is_file() for one in sources]
+    if listed == [None]:
+        return [None] * len(sources)  # which is refused where a spec needs some
+    if len(listed) not in (1, sum(is_spec)) or not any(is_spec):
+        raise UsageError(
+            f"{len(listed)} weights for {sum(is_spec)} specs: give one for each, in their order, or one for all."
+        )
+    own = itertools.cycle(listed)
+    return [next(own) if spec else None for spec in is_spec]
 
 
 def refuse_options(given: Mapping[str, Any], data: str | AnyData, what: str, others: str) -> None:
@@ -192,161 +243,3 @@ def refuse_options(given: Mapping[str, Any], data: str | AnyData, what: str, oth
     if named := [name for name, value in given.items() if value is not None]:
         name = data if isinstance(data, str) else data.name
         raise UsageError(f"{name} {what}, and {named[0]} is an option for {others}: leave it out.")
-
-
-# --- the network ---------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A trained network, and what is known of the images that it was trained on.
-
-    Attributes:
-        network: the network.
-        of: a ``run`` of excite's, a spec with the weights in a ``file``, or a module that was passed in: ``loaded``
-            with weights when it was created, or just a ``module``.
-        classes: the names of its outputs, where they are known.
-        preprocessing: what it was trained to be fed, where that is known.
-    """
-
-    network: nn.Module
-    of: Literal["run", "file", "loaded", "module"]
-    classes: tuple[str, ...] | None
-    preprocessing: Preprocessing | None
-
-
-def open_network(
-    source: str | Path | nn.Module, weights: str | Path | None, channels: int | None = None, progress: bool = False
-) -> Opened:
-    """The network that a verb is to apply.
-
-    Args:
-        source: a run's folder, a network spec with ``weights``, or a module.
-        weights: a file, or the tag of published weights.
-        channels: of the images; None for those that the weights are for.
-        progress: show a bar while weights are fetched.
-
-    Raises:
-        UsageError: neither a run, nor a spec with weights that fit it.
-        ExciteError: the weights cannot be read or fetched.
-    """
-    if isinstance(source, nn.Module):
-        origin = getattr(source, "origin", None)
-        if not isinstance(origin, Origin):
-            return Opened(source, "module", None, None)
-        return Opened(source, "loaded", origin.classes, origin.preprocessing)
-    check_source(source, weights)
-    if weights is None:
-        trained = Run.open(source).load()
-        if trained.task == "hyperspectral":
-            raise UsageError(f"{source} was trained on a hyperspectral scene, not on images: give it a scene.")
-        if trained.task == "denoising":
-            raise UsageError(f"{source} was trained to denoise: name the data denoising:FOLDER, of clean pictures.")
-        if trained.task == "retrieval":
-            raise UsageError(f"{source} was trained on pairs: name the data crossmodal:PATH, of images and texts.")
-        return Opened(trained.network, "run", trained.classes, trained.preprocessing)
-    path, published = resolve(str(source), weights, progress)
-    known = known_preprocessing(path) or (published.preprocessing if published else None)
-    network = create(str(source), in_channels=channels or (known.channels if known else None), weights=path)
-    origin = network.origin
-    assert isinstance(origin, Origin)
-    classes = known_classes(path) or origin.classes
-    return Opened(network.eval(), "file", classes, known or origin.preprocessing)
-
-
-def count_outputs(network: nn.Module, preprocessing: Preprocessing, device: str = "auto") -> int:
-    """How many classes a network tells apart, by what it says of a black image.
-
-    Raises:
-        UsageError: it does not give one row of scores for an image.
-    """
-    black = torch.zeros(1, preprocessing.channels, preprocessing.size, preprocessing.size)
-    where = pick_device(device)
-    was_training = network.training
-    network.eval().to(where)
-    try:
-        with torch.inference_mode():
-            logits = network(black.to(where))
-    finally:
-        network.train(was_training)
-    if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
-        raise UsageError("The network does not classify: for an image it must give one row of scores.")
-    return int(logits.shape[1])
-
-
-def output_classes(opened: Opened, outputs: int) -> tuple[str, ...] | None:
-    """The names of a network's outputs: as they are known, or ImageNet's where there are 1,000; else None."""
-    if opened.classes is not None and len(opened.classes) == outputs:
-        return opened.classes
-    return imagenet_classes() if outputs == len(imagenet_classes()) else None
-
-
-# --- its classes and the data's ------------------------------------------------------------------------------------
-
-
-def onto_outputs(split: Split, images: ImageData, opened: Opened, device: str) -> tuple[Split, tuple[str, ...]]:
-    """The images with the network's outputs as their labels, and the names of these outputs.
-
-    Raises:
-        UsageError: a class of the data is none of the network's, or there is no saying which.
-    """
-    given = images.classes
-    outputs = count_outputs(opened.network, images.preprocessing, device)
-    known = output_classes(opened, outputs)
-    if known is None:
-        if outputs == len(given):
-            return split, given
-        raise UsageError(
-            f"The network has {outputs} outputs and {images.name} {len(given)} classes, and nothing says which is "
-            "which: give weights trained on these classes."
-        )
-    if outputs == len(given) and sum(bool(_places(name, known)) for name in given) < outputs / 2:
-        return split, given  # other classes, or names of another kind: in sorted order, as in training
-    if len(given) != outputs and all(name.isdecimal() and name not in known for name in given):
-        # Counted from nought, as the digits 0 to 9 are too: alone they do not say that they count these outputs.
-        raise UsageError(
-            f"The classes of {images.name} are only numbers, {len(given)} of them, and the network has {outputs} "
-            "outputs: name the folders like the network's classes, or by their WordNet ids."
-        )
-    at = [_place(name, known, images.name) for name in given]
-    if len(set(at)) < len(at):
-        first = next(number for number in at if at.count(number) > 1)
-        same = " and ".join(repr(name) for name, number in zip(given, at, strict=True) if number == first)
-        raise UsageError(f"In {images.name}, {same} are the same class of the network: merge them.")
-    labels = torch.tensor(at, dtype=torch.int64)[split.labels]
-    return replace(split, labels=labels, num_classes=outputs), known
-
-
-def _place(name: str, known: tuple[str, ...], data: str) -> int:
-    """The one output that a class folder is for.
-
-    Raises:
-        UsageError: there is none, or more than one.
-    """
-    found = _places(name, known)
-    if len(found) == 1:
-        return found[0]
-    if found:
-        both = " or ".join(f"{known[i]!r} (number {i})" for i in found)
-        raise UsageError(f"The class {name!r} in {data} may be the network's {both}: rename it.")
-    hint = nearest(name, list(known)) or "name the folder like the class, or by its WordNet id."
-    raise UsageError(f"The class {name!r} in {data} is none of the {len(known)} classes of the network: {hint}")
-
-
-def _places(name: str, known: tuple[str, ...]) -> list[int]:
-    """The outputs that the name of a class folder may mean: by name, plain name, WordNet id, or number."""
-    if exact := [i for i, other in enumerate(known) if other == name]:
-        return exact
-    if alike := [i for i, other in enumerate(known) if _plain(other) == _plain(name)]:
-        return alike
-    if known == imagenet_classes():
-        if name in (synsets := imagenet_synsets() or ()):
-            return [synsets.index(name)]
-        if name.isdecimal() and int(name) < len(known):
-            return [int(name)]
-    return []
-
-
-@cache
-def _plain(name: str) -> str:
-    return re.sub(r"[\W_]+", " ", name.casefold()).strip()

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from excite.errors import UsageError
+from excite.processes import processes
 from excite.tasks import task_named
-from excite.training.fit import fit, new_folder
+from excite.training.distributed import one_sentence
+from excite.training.fit import fit
 from excite.training.recipe import Recipe
-from excite.training.recipe_data import load_recipe_data
+from excite.training.recipe_data import AnyData, load_recipe_data
 from excite.training.run import Run
 from excite.verbs.scores import scores_on_test
 
@@ -39,15 +41,22 @@ def train(
     """
     if (recipe is None) == (resume is None):
         raise UsageError("train needs either a recipe to start or a run to resume")
-    if resume is not None:
-        run = Run.open(resume)
-        recipe = run.recipe
-    else:
+    with processes() as group, one_sentence(group):
+        with group.together():
+            if resume is not None and group.writes:
+                recipe = Run.open(resume).recipe
+        recipe = group.firsts(recipe)
         assert recipe is not None
-        run = Run(out or new_folder(recipe))
-    data = load_recipe_data(recipe, progress)
-    title = recipe.network.spec if progress else None
-    run = fit(recipe, run.folder, data=data, resume=resume is not None, title=title)
+        with group.together():
+            data = load_recipe_data(recipe, progress and group.writes)
+        title = recipe.network.spec if progress else None
+        run = fit(recipe, resume or out, data=data, resume=resume is not None, title=title)
+        with group.together():
+            result = _result(run, data) if group.writes else {}
+        return group.firsts(result)
+
+
+def _result(run: Run, data: AnyData) -> dict[str, Any]:
     card = run.card
     result: dict[str, Any] = {
         "run": str(run.folder),

@@ -1,0 +1,177 @@
+"""Several processes that share a piece of work, as ``torchrun``, Slurm or ``excite train --devices`` start them."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from excite.errors import ExciteError, UsageError
+
+T = TypeVar("T")
+
+
+class PeerError(ExciteError):
+    """Another of the processes failed, and says why; this one has nothing to add.
+
+    Args:
+        message: what is known of it.
+        exit_code: with which this process is to end.
+    """
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those that share the work.
+
+    Every method has to be called by all of them, and gives all of them the same. What is exchanged lies on the CPU.
+
+    Attributes:
+        rank: its number.
+        count: how many there are.
+    """
+
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def writes(self) -> bool:
+        """Whether it is the one that writes files and prints."""
+        return self.rank == 0
+
+    def everyones(self, part: Any) -> list[Any]:
+        """What each process gives, in the order of the ranks."""
+        if self.count == 1:
+            return [part]
+        parts: list[Any] = [None] * self.count
+        dist.all_gather_object(parts, part)
+        return parts
+
+    def wait(self) -> None:
+        """Go on when all have come here."""
+        self.everyones(None)
+
+    def firsts(self, value: T) -> T:
+        """What rank 0 gives."""
+        if self.count == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def sums(self, values: Sequence[float]) -> list[float]:
+        """The sum over the processes of each number, in double precision."""
+        if self.count == 1:
+            return list(values)
+        total = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(total)
+        found: list[float] = total.tolist()
+        return found
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Work in which one process's refusal is the refusal of all.
+
+        Raises:
+            PeerError: another process failed. Where several did, the first of them says why.
+        """
+        failure: ExciteError | None = None
+        try:
+            yield
+        except ExciteError as error:
+            failure = error
+        codes = self.everyones(failure.exit_code if failure is not None else 0)
+        first = next((rank for rank, code in enumerate(codes) if code), None)
+        if failure is not None and first == self.rank:
+            raise failure
+        if first is not None:
+            raise PeerError(f"Process {first} of {self.count} failed.", codes[first])
+
+    @torch.no_grad()
+    def spread(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Give all processes rank 0's values of tensors that each of them has, in place."""
+        if self.count > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
+
+
+@contextmanager
+def processes() -> Iterator[Processes]:
+    """The processes of ``torch.distributed``, which is started where ``torchrun`` says so; else this one alone."""
+    if not dist.is_available():
+        yield Processes()
+    elif dist.is_initialized():
+        yield Processes(dist.get_rank(), dist.get_world_size())
+    elif started_together():
+        cuda = torch.cuda.is_available()
+        if cuda:
+            # Else every process would exchange tensors on the first GPU.
+            torch.cuda.set_device(own_device(torch.device("cuda")))
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+        try:
+            yield Processes(dist.get_rank(), dist.get_world_size())
+        finally:
+            dist.destroy_process_group()
+    else:
+        yield Processes()
+
+
+def started_together() -> bool:
+    """Whether ``torchrun`` started this process beside others."""
+    return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def first_of_all() -> bool:
+    """Whether this process is the one that prints."""
+    return not started_together() or os.environ["RANK"] == "0"
+
+
+def own_device(device: torch.device) -> torch.device:
+    """Of several accelerators, the one of this process where several share the work."""
+    if device.type == "cpu" or str(device) != device.type or not started_together():
+        return device
+    number = int(os.environ.get("LOCAL_RANK", "0")) % max(1, torch.accelerator.device_count())
+    return torch.device(device.type, number)
+
+
+def join_slurm() -> None:
+    """Where ``srun`` started this process beside others, say so in the environment as ``torchrun`` would.
+
+    Raises:
+        UsageError: the processes are not spread evenly over the machines.
+    """
+    known = os.environ
+    count = int(known.get("SLURM_STEP_NUM_TASKS", "1"))
+    if started_together() or count == 1:
+        return
+    nodes = int(known.get("SLURM_STEP_NUM_NODES", "1"))
+    if count % nodes:
+        raise UsageError(f"srun started {count} processes on {nodes} machines: start as many on each")
+    known.setdefault("MASTER_ADDR", _first_machine(known.get("SLURM_STEP_NODELIST", "localhost")))
+    # Jobs that share a machine differ in their last digits.
+    known.setdefault("MASTER_PORT", str(15000 + int(known.get("SLURM_JOB_ID", "0")) % 10000))
+    known |= {
+        "RANK": known["SLURM_PROCID"],
+        "WORLD_SIZE": str(count),
+        "LOCAL_RANK": known["SLURM_LOCALID"],
+        "LOCAL_WORLD_SIZE": str(count // nodes),
+    }
+
+
+def _first_machine(names: str) -> str:
+    """``gpu[017-019,023],cpu1`` → ``gpu017``: Slurm's short way of writing a list of names."""
+    found = re.match(r"([^,\[]+)(?:\[([^\],-]+)[^\]]*\]([^,]*))?", names)
+    if found is None:
+        raise UsageError(f"SLURM_STEP_NODELIST={names} names no machine: set MASTER_ADDR to the first one's name")
+    stem, first, rest = found.groups()
+    return stem + (first or "") + (rest or "")
