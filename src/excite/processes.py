@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import os
 import re
+import time
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from excite.errors import ExciteError, UsageError
 
 T = TypeVar("T")
+
+PATIENCE = timedelta(minutes=30)
+"""How long processes wait for one another: one may measure for all, or score a network."""
 
 
 class PeerError(ExciteError):
@@ -113,17 +121,54 @@ def processes() -> Iterator[Processes]:
     elif dist.is_initialized():
         yield Processes(dist.get_rank(), dist.get_world_size())
     elif started_together():
-        cuda = torch.cuda.is_available()
-        if cuda:
-            # Else every process would exchange tensors on the first GPU.
-            torch.cuda.set_device(own_device(torch.device("cuda")))
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+        _join()
         try:
             yield Processes(dist.get_rank(), dist.get_world_size())
         finally:
             dist.destroy_process_group()
     else:
         yield Processes()
+
+
+def _join() -> None:
+    cuda = torch.cuda.is_available()
+    if cuda:
+        # Else every process would exchange tensors on the first GPU.
+        torch.cuda.set_device(own_device(torch.device("cuda")))
+    try:
+        store, rank, count = next(rendezvous("env://", timeout=PATIENCE))
+        store = _of_this_start(store, rank, count)
+        backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=PATIENCE)
+    except (RuntimeError, dist.DistError) as error:
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        reason = str(error).partition("\n")[0]
+        raise ExciteError(f"The processes did not find each other at {where}: {reason}") from error
+
+
+def _of_this_start(store: Store, rank: int, count: int) -> Store:
+    """The part of a store in which nothing is left of processes that were there before a restart.
+
+    ``torchrun`` goes on with the same store, in which the addresses of lost processes still stand. So every process
+    says that it has come under a name that nobody else has had, and rank 0 tells each under that name where to meet.
+    """
+    place = f"excite/{uuid.uuid4()}"
+    if rank > 0:
+        store.set(f"excite/come/{rank}", place)
+        place = store.get(f"excite/meet/{place}").decode()
+        store.set(f"{place}/{rank}", "here")
+        return PrefixStore(place, store)
+    missing, begin = set(range(1, count)), time.monotonic()
+    while missing:
+        for other in sorted(missing):
+            if store.check([f"excite/come/{other}"]):
+                store.set(f"excite/meet/{store.get(f'excite/come/{other}').decode()}", place)
+            if store.check([f"{place}/{other}"]):
+                missing.remove(other)
+        if time.monotonic() - begin > PATIENCE.total_seconds():
+            raise ExciteError(f"Of {count} processes {len(missing)} have not come.")
+        time.sleep(0.01)
+    return PrefixStore(place, store)
 
 
 def started_together() -> bool:

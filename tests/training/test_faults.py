@@ -65,11 +65,20 @@ main()
 """
 
 
-def torchrun(folder: Path, *, killed_at: int = -1, told_at: int = -1) -> subprocess.CompletedProcess[str]:
-    """Two processes that train by ``folder.yaml``, started again once when one is lost."""
+def torchrun(
+    folder: Path, *, killed_at: int = -1, told_at: int = -1, restarts: int = 1
+) -> subprocess.CompletedProcess[str]:
+    """Two processes that train by ``folder.yaml``, of which one is killed or told to end at some step."""
     script = folder.parent / "worker.py"
     script.write_text(WORKER)
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
+    start = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        f"--max-restarts={restarts}",
+    ]
     told = [str(folder), str(killed_at), str(told_at), str(folder.parent / f"{folder.name}-log")]
     return subprocess.run([*start, str(script), *told], capture_output=True, text=True, timeout=1200, check=False)
 
@@ -141,10 +150,10 @@ def _column(folder: Path, name: str) -> list[float]:
 def test_a_machine_that_is_taken_away_leaves_a_run_that_one_process_goes_on_with(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     small(**{"trainer.checkpoint_steps": 100}).write(Path(f"{folder}.yaml"))
-    done = torchrun(folder, told_at=5)
+    done = torchrun(folder, told_at=5, restarts=0)
     assert done.returncode != 0
     # Of two processes only one was told to stop: both did, at the same step, and one of them says so.
-    assert done.stderr.count("excite: Stopped at step") >= 1
+    assert done.stderr.count("excite: Stopped at step") == 1
     assert not (folder / "model.json").exists()
     saved = checkpoint.load_newest(folder / "checkpoints")
     assert saved is not None
@@ -175,7 +184,12 @@ def test_the_command_says_once_what_its_processes_refuse(tmp_path: Path) -> None
     before = (tmp_path / "run" / "recipe.yaml").read_bytes()
     done = command("digits", "--devices", "2", "--restarts", "1", "--out", str(tmp_path / "run"))
     assert done.returncode == 2
-    assert done.stderr.count("already holds a run") == 2, "at the start, and when started again"
+    assert done.stderr.count("already holds a run") == 1, "before anything is started"
+    assert done.stderr.count("excite:") == 1, done.stderr
+    # What only the processes find is told by one of them, each time that they are started.
+    done = command("digits", "--devices", "2", "--restarts", "1", "--set", "trainer.batch_size=63")
+    assert done.returncode == 2
+    assert done.stderr.count("take 62 or 64") == 2, done.stderr
     assert done.stderr.count("excite:") == 2, done.stderr
     assert (tmp_path / "run" / "recipe.yaml").read_bytes() == before
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from pathlib import Path
@@ -70,7 +71,6 @@ def run(
     from excite.verbs.train import train
 
     show_log()
-    keep_freed_buffers()
     given: dict[str, Any] = {
         "data.path": data,
         "data.test_path": test_data,
@@ -93,6 +93,9 @@ def run(
         chosen = start.replace(changes)
     if not _is_joined(devices, nodes):
         _launch(chosen, out, device, devices or 1, nodes, rendezvous, restarts)
+    if not first_of_all():
+        logging.getLogger("excite").setLevel(logging.WARNING)
+    keep_freed_buffers()
     try:
         result = train(chosen, resume=resume, out=out, progress=True)
     except PeerError as error:
@@ -142,7 +145,7 @@ def _launch(
     import sys
 
     from excite.training.distributed_launch import launch
-    from excite.training.fit import check_devices, new_folder
+    from excite.training.fit import check_devices, check_free, new_folder
 
     if nodes > 1 and rendezvous is None:
         raise UsageError(
@@ -151,7 +154,9 @@ def _launch(
         )
     check_devices(device if chosen is None else chosen.trainer.device, devices)
     command = [sys.executable, "-m", "excite", *sys.argv[1:]]
-    if chosen is not None and out is None:
+    if chosen is not None and out is not None:
+        check_free(out)
+    elif chosen is not None:
         # Processes that are started again are to find it.
         command += ["--out", str(new_folder(chosen))]
     raise typer.Exit(launch(command, devices, nodes, rendezvous, restarts))

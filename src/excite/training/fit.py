@@ -137,7 +137,7 @@ def _found(run: Run, recipe: Recipe, resume: bool, group: Processes) -> tuple[Re
     with group.together():
         if group.writes and (run.folder / "recipe.yaml").exists():
             if not (resume or goes_on(run.folder)):
-                raise UsageError(f"{run.folder} already holds a run: resume it, or choose another folder.")
+                check_free(run.folder)
             found = run.recipe, run.finished
     return group.firsts(found)
 
@@ -271,6 +271,16 @@ def new_folder(recipe: Recipe) -> Path:
     """A folder name for a run: network, data and time."""
     data = "".join(c if c.isalnum() or c in "-_.+" else "-" for c in Path(recipe.data.path).name)
     return Path("excite-runs") / f"{recipe.network.spec}-{data}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def check_free(folder: Path) -> None:
+    """Refuse a folder for a new run in which there is one already.
+
+    Raises:
+        UsageError: there is.
+    """
+    if (folder / "recipe.yaml").exists():
+        raise UsageError(f"{folder} already holds a run: resume it, or choose another folder.")
 
 
 def pick_device(name: str) -> torch.device:
