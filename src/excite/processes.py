@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import time
 import uuid
@@ -187,6 +188,23 @@ def own_device(device: torch.device) -> torch.device:
         return device
     number = int(os.environ.get("LOCAL_RANK", "0")) % max(1, torch.accelerator.device_count())
     return torch.device(device.type, number)
+
+
+def check_apart(group: Processes, device: torch.device) -> None:
+    """Refuse processes that would work on one GPU together: NCCL, which joins them, does not have it.
+
+    Raises:
+        UsageError: in all of them.
+    """
+    if device.type != "cuda" or group.count == 1:
+        return
+    known = torch.cuda.get_device_properties(device)
+    taken = group.everyones((platform.node(), str(known.uuid)))
+    if len(set(taken)) < len(taken):
+        raise UsageError(
+            f"{group.count} processes have {len(set(taken))} GPUs between them: start one for each GPU, or take "
+            "--device cpu"
+        )
 
 
 def join_slurm() -> None:

@@ -20,6 +20,7 @@ from torchvision.datasets.imagenet import load_meta_file, parse_devkit_archive
 from excite.data import Split, load_data
 from excite.data.listed import list_file
 from excite.errors import ExciteError, UsageError
+from excite.verbs.pack import pack
 from excite.weights.published import imagenet_synsets
 
 COUNT = 30
@@ -343,3 +344,43 @@ def test_a_list_reads_no_folder_that_it_does_not_name(tmp_path) -> None:
 def test_there_is_no_such_list(tmp_path) -> None:
     with pytest.raises(ExciteError, match="Cannot read"):
         load_data(f"list:{tmp_path / 'none.txt'}")
+
+
+# --- in shards ------------------------------------------------------------------------------------------------------
+
+
+def test_imagenet_as_it_comes_is_packed_with_its_flat_validation_images(tmp_path, flat, truth, synsets) -> None:
+    for number, label in enumerate(synsets[::100]):
+        write(tmp_path / f"imagenet/train/{label}/{label}_{number}.JPEG", picture(200 + number))
+    lines = [f"{image_name(i)} {synsets.index(one)}" for i, one in enumerate(truth, start=1)]
+    write(tmp_path / "imagenet/val.txt", "\n".join(lines))
+    said = pack(flat.parent, tmp_path / "shards")
+    assert {name: one["images"] for name, one in said["splits"].items()} == {"train": 10, "val": COUNT}
+    data = load_data(f"shards:{tmp_path / 'shards'}", classes=tuple(synsets))
+    assert classes_of(data.test, data.classes) == dict(enumerate(truth, start=1))
+    assert classes_of(data.train, data.classes) == {200 + i: name for i, name in enumerate(synsets[::100])}
+
+
+def test_validation_images_that_no_list_is_for_are_not_left_out_of_shards_in_silence(tmp_path, flat) -> None:
+    with pytest.raises(UsageError, match="nothing says their classes"):
+        pack(flat, tmp_path / "shards")
+
+
+def test_places365_is_packed_in_the_order_of_its_numbers(places: Path, tmp_path) -> None:
+    (places / "categories_places365.txt").write_text(
+        "".join(f"{name} {i}\n" for i, name in enumerate(reversed(CATEGORIES)))
+    )
+    whole = load_data(places)
+    pack(places, tmp_path / "shards")
+    data = load_data(f"shards:{tmp_path / 'shards'}")
+    assert data.classes == whole.classes == ("field_road", "field/wild", "bakery/shop", "airfield")
+    assert classes_of(data.train, data.classes) == classes_of(whole.train, whole.classes)
+    assert classes_of(data.test, data.classes) == classes_of(whole.test, whole.classes)
+
+
+def test_a_list_of_ones_own_is_packed(tmp_path) -> None:
+    spec = own(tmp_path, [str(8 + i % 3) for i in range(30)])
+    pack(spec, tmp_path / "shards")
+    listed, packed = (load_data(one, all_for_test=True) for one in (spec, f"shards:{tmp_path / 'shards'}"))
+    assert packed.classes == listed.classes == ("8", "9", "10")
+    assert classes_of(packed.test, packed.classes) == classes_of(listed.test, listed.classes)

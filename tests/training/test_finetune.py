@@ -71,7 +71,7 @@ def recipe(**changes) -> Recipe:
 
 
 def state_at(run: Run, step: int) -> dict[str, Tensor]:
-    state = torch.load(run.folder / "checkpoints" / f"step-{step}.ckpt", weights_only=True)["network"]
+    state = torch.load(run.folder / "checkpoints" / f"step-{step}.ckpt", "cpu", weights_only=True)["network"]
     assert isinstance(state, dict)
     return state
 

@@ -58,7 +58,7 @@ def reference(tmp_path_factory) -> Run:
 def test_a_run_folder_holds_what_the_design_says(reference) -> None:
     recipe = reference.recipe
     assert recipe.trainer.threads == 1
-    assert recipe.trainer.device == "cpu"
+    assert recipe.trainer.device == ("cuda" if torch.cuda.is_available() else "cpu")
     assert recipe.augment.crop is not None, "the data's augmentation is written in"
     steps = {path.name for path in (reference.folder / "checkpoints").iterdir()}
     assert len(steps) == 4, "two checkpoints with their checksums"

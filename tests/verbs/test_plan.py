@@ -31,7 +31,7 @@ from excite.verbs.plan_model import (
     step,
     stops_at,
 )
-from excite.verbs.plan_network import kept_bytes, profile, without_contents
+from excite.verbs.plan_network import fitted, kept_bytes, profile, without_contents
 
 FAST = Cluster(1, 8, link=1e12, inner_link=1e12, latency=0.0, inner_latency=0.0)
 
@@ -217,11 +217,22 @@ def test_a_slower_link_and_less_memory_show() -> None:
     assert tight["memory"]["total"] <= 8e9
 
 
+def test_two_timings_are_met_by_the_device_that_they_make() -> None:
+    device = fitted(32, half=0.060, whole=0.100, floor=0.050)
+    assert [device.seconds(images) for images in (1, 16, 32)] == pytest.approx([0.050, 0.060, 0.100])
+    # A GPU that waits for its host takes as long for half as for all of them: never longer for fewer.
+    bound = fitted(32, half=0.032, whole=0.0305, floor=0.0287)
+    assert bound.seconds(32) == pytest.approx(0.0305)
+    assert 0.0287 <= bound.seconds(8) <= bound.seconds(16) <= bound.seconds(32)
+
+
 def test_a_step_is_timed_here_where_no_rate_is_given() -> None:
     result = plan(load("digits").replace({"trainer.device": "cpu"}), devices=1)
     assert "measured" in result["device"]["source"]
     assert result["images"] > 1000
-    assert result["device"]["images_per_second"] > 0
+    # One device, one micro-batch after the other: nothing to wait for.
+    assert result["device"]["images_per_second"] == pytest.approx(result["images_per_second"])
+    assert result["memory"]["device"] is None
 
 
 @pytest.mark.parametrize(

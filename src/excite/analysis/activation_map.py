@@ -6,6 +6,7 @@ arXiv 1610.02391, Eq. 1–2; computed by captum.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from excite.errors import UsageError
+from excite.evaluation_mode import evaluation_mode
 
 Floats = NDArray[np.float32]
 
@@ -44,15 +46,10 @@ def activation_map(network: nn.Module, images: Tensor, classes: Tensor, path: st
         module = network.get_submodule(path)
     except AttributeError:
         raise UsageError(f"The network has no module '{path}': name one of network.named_modules().") from None
-    was_training = network.training
-    network.eval()
-    try:
-        with torch.inference_mode(False), torch.enable_grad():
-            # A copy that wants gradients: captum would change the caller's.
-            inputs = images.detach().clone().requires_grad_()
-            found = LayerGradCam(network, module).attribute(inputs, target=classes, relu_attributions=True)
-    finally:
-        network.train(was_training)
+    with evaluation_mode(network), torch.inference_mode(False), torch.enable_grad():
+        # A copy that wants gradients: captum would change the caller's.
+        inputs = images.detach().clone().requires_grad_()
+        found = LayerGradCam(network, module).attribute(inputs, target=classes, relu_attributions=True)
     if not isinstance(found, Tensor) or found.dim() != 4:
         raise UsageError(f"'{path}' does not answer with a map (N, C, H, W): name a module that does.")
     spread = F.interpolate(found.detach().float(), images.shape[2:], mode="bilinear", align_corners=False)
@@ -76,17 +73,11 @@ def last_map(network: nn.Module, images: Tensor) -> str:
 
         return hook
 
-    was_training = network.training
-    handles = [
-        module.register_forward_hook(note(path)) for path, module in network.named_modules() if module is not network
-    ]
-    network.eval()
-    try:
+    with evaluation_mode(network), ExitStack() as hooks:
+        for path, module in network.named_modules():
+            if module is not network:
+                hooks.callback(module.register_forward_hook(note(path)).remove)
         network(images)
-    finally:
-        for handle in handles:
-            handle.remove()
-        network.train(was_training)
     if not last:
         raise UsageError("No module of the network answers with a map (N, C, H, W), so there are no places to show.")
     return last[0]

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from excite.analysis.gates import Gate, reading
 from excite.analysis.moments import Moments
 from excite.errors import ExciteError, UsageError
+from excite.evaluation_mode import evaluation_mode
 
 Method = Literal["excitation", "l1", "random"]
 METHODS: tuple[Method, ...] = ("excitation", "l1", "random")
@@ -102,17 +103,12 @@ def gate_statistics(
         ExciteError: no images, or a gate that is not a number.
     """
     sums: dict[str, _Sums] = {}
-    was_training = network.training
-    network.eval()
-    try:
-        with reading(network, list(gates)) as values:
-            for images in batches:
-                network(images.to(device))
-                for gate in gates:
-                    read = values[gate.name]
-                    sums.setdefault(gate.name, _Sums(read.shape[1:])).add(read, gate.name)
-    finally:
-        network.train(was_training)
+    with evaluation_mode(network), reading(network, list(gates)) as values:
+        for images in batches:
+            network(images.to(device))
+            for gate in gates:
+                read = values[gate.name]
+                sums.setdefault(gate.name, _Sums(read.shape[1:])).add(read, gate.name)
     if gates and not sums:
         raise ExciteError("There are no images to read the gates on.")
     return {name: total.finish() for name, total in sums.items()}
@@ -187,19 +183,14 @@ def what_feeds(network: nn.Module, gates: Sequence[Gate], example: Tensor) -> di
 
         return hook
 
-    was_training = network.training
-    network.eval()
-    try:
-        with ExitStack() as stack:
-            for path, module in network.named_modules():
-                if path in named:
-                    stack.callback(module.register_forward_pre_hook(given(path), with_kwargs=True).remove)
-                else:
-                    # First of all hooks: an attached unit is called by another one of the same module.
-                    stack.callback(module.register_forward_hook(made(path), prepend=True).remove)
-            network(example)
-    finally:
-        network.train(was_training)
+    with evaluation_mode(network), ExitStack() as stack:
+        for path, module in network.named_modules():
+            if path in named:
+                stack.callback(module.register_forward_pre_hook(given(path), with_kwargs=True).remove)
+            else:
+                # First of all hooks: an attached unit is called by another one of the same module.
+                stack.callback(module.register_forward_hook(made(path), prepend=True).remove)
+        network(example)
     return found
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from excite.errors import ExciteError, UsageError
+from excite.evaluation_mode import evaluation_mode
 
 Floats = NDArray[np.float64]
 
@@ -50,12 +51,10 @@ def effective_receptive_field(network: nn.Module, path: str, images: Tensor) -> 
             height, width = answer.shape[2:]
             centres[:] = [answer[:, :, height // 2, width // 2].float().mean(1).sum()]
 
-    was_training = network.training
     handle = module.register_forward_hook(keep)
-    network.eval()
     try:
         # Tensors from inference_mode cannot take part in gradients, and a caller may be inside it.
-        with torch.inference_mode(False), torch.enable_grad():
+        with evaluation_mode(network), torch.inference_mode(False), torch.enable_grad():
             images = images.detach().clone().requires_grad_()
             network(images)
             if not centres:
@@ -66,7 +65,6 @@ def effective_receptive_field(network: nn.Module, path: str, images: Tensor) -> 
             (gradient,) = torch.autograd.grad(centres[0], images, materialize_grads=True)
     finally:
         handle.remove()
-        network.train(was_training)
     field: Floats = gradient.abs().double().sum(1).mean(0).cpu().numpy()
     total = field.sum()
     if not np.isfinite(total):

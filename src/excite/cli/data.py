@@ -23,6 +23,7 @@ KINDS = {
     "digits": "8×8 digits of scikit-learn on a canvas of 32×32, built in",
     "cifar10, cifar100[:FOLDER]": "a local copy, or downloaded",
     "PATH": "a folder or tar of class folders, with or without train/, val/ and test/",
+    "list:FILE": "lines of a path and a class; ImageNet's and Places365's lists are found by themselves",
     "shards:DIR": "what excite data pack has made; also shards:s3://bucket/prefix",
     "indian-pines, hyperspectral:FILE": "a scene with its ground truth",
     "photographs, denoising:FOLDER": "clean pictures, which are spoilt on the way",
@@ -51,7 +52,7 @@ def kinds(context: typer.Context, json: Json = False) -> None:
 
 @app.command()
 def pack(
-    source: Annotated[Path, typer.Argument(metavar="DIR", help="A folder or tar of class folders.")],
+    source: Annotated[Path, typer.Argument(metavar="DIR", help="A folder or tar of class folders, or list:FILE.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder of the shards.")],
     shard_size: Annotated[str, typer.Option(help="The most bytes of a shard: 256MB, 1GiB …")] = "256MB",
     resize: Annotated[

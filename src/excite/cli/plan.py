@@ -113,7 +113,8 @@ def _lines(result: dict[str, Any]) -> list[str]:
     lines = [
         f"{result['network']}: {magnitude(result['parameters'])} parameters, {magnitude(result['macs'])} MACs; "
         f"{result['epochs']} epochs of {result['images']:,} images in batches of {result['batch']:,}",
-        f"One device: {significant(device['images_per_second'])} images/s, {device['source']}",
+        f"One device: {significant(device['images_per_second'])} images/s, {step['micro_batch']} at once, "
+        f"{device['source']}",
         f"{result['nodes']} × {result['devices']} devices: {step['images_per_device']} images each, "
         f"{step['rounds']} × {step['micro_batch']} at once",
         f"A step: {significant(step['ms'])} ms = computing {significant(step['compute_ms'])} + gradients "

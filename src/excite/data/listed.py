@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from excite.data.layout import Part
+from excite.data.encoded import FileSource
+from excite.data.layout import Part, read_layout
 from excite.data.mat5 import mat5_arrays
 from excite.errors import ExciteError, UsageError
 from excite.weights.published import imagenet_synsets
@@ -103,24 +104,45 @@ class ListedFiles:
         return (self.root / self.names[position]).read_bytes()
 
 
-def known_parts(names: Sequence[str], where: Path, with_training: bool, refuse: bool) -> dict[str, ListedPart]:
-    """The splits that the lists of ImageNet and Places365 make of a folder or tar, where they are its images.
+def parts_of(source: FileSource, where: Path, refuse: bool) -> dict[str, Part]:
+    """The splits of a folder or tar, by its class folders and by the lists of ImageNet and Places365.
 
     Args:
-        names: the files in it, relative to it.
+        source: the files in it.
         where: the folder or tar itself.
-        with_training: whether there are training images in class folders: then validation images without a list
-            are left out, rather than refused.
         refuse: whether a listed image that is not there ends the work; else it is left out, and told of.
 
     Returns:
-        ``train`` and ``val``, as far as they are there.
+        ``train``, ``val`` and ``test``, as far as they are there, or ``""`` where there are no splits.
 
     Raises:
-        UsageError: ImageNet's validation images lie in one folder, and there is no list that says their classes.
+        UsageError: no images with classes are there, or ImageNet's validation images without a list of them.
         ExciteError: a list cannot be read; an image is missing, and ``refuse`` is set.
     """
-    parts = {}
+    layout = read_layout(source.names, source.folders)
+    if lists := _known_parts(source.names, where, "train" in layout.parts, refuse):
+        return {name: part for name, part in layout.parts.items() if name in ("train", "test")} | lists
+    if layout.ignored:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(layout.ignored.items()))
+        logger.info("%s: files left out: %s", where, reasons)
+    if not any(part.files for part in layout.parts.values()):
+        raise UsageError(
+            f"{where} holds no images in class folders: expected are files like 'train/cat/1.jpg' or 'cat/1.jpg'."
+        )
+    return layout.parts
+
+
+def _known_parts(names: Sequence[str], where: Path, with_training: bool, refuse: bool) -> dict[str, Part]:
+    """The splits that the lists of ImageNet and Places365 make, where the files are its images.
+
+    Args:
+        names: the files, relative to ``where``.
+        where: the folder or tar itself.
+        with_training: whether there are training images in class folders: then validation images without a list
+            are left out, rather than refused.
+        refuse: as for :func:`parts_of`.
+    """
+    parts: dict[str, Part] = {}
     flat = _flat_imagenet(names)
     if flat is not None:
         try:

@@ -35,8 +35,8 @@ from excite.data.encoded import (
     probe_sizes,
 )
 from excite.data.folder import FolderFiles
-from excite.data.layout import Part, read_layout
-from excite.data.listed import ListedPart, known_parts, list_file
+from excite.data.layout import Part
+from excite.data.listed import ListedPart, list_file, parts_of
 from excite.data.remote import CACHE_GB
 from excite.data.shards import ShardFiles, one_shard, open_shards, tell_missing
 from excite.data.tar import TarFiles
@@ -361,7 +361,7 @@ def _numbers(names: Sequence[str], classes: Sequence[str], where: str) -> dict[s
 
 
 class _FoundShards(_Found):
-    """A split in shards: its labels are the index's, as an array."""
+    """A split in shards: its labels are the index's, as an array, and the order of the classes is, too."""
 
     def __init__(self, files: ShardFiles, path: str) -> None:
         super().__init__(files, None, path)
@@ -369,9 +369,13 @@ class _FoundShards(_Found):
         there = np.unique(labels)
         self._names = [files.index.classes[label] for label in there]
         self._label = np.searchsorted(there, labels)
+        self._order = files.index.classes
 
     def classes(self) -> set[str]:
         return set(self._names)
+
+    def in_order(self, training: bool) -> tuple[str, ...]:
+        return tuple(self._names) if training else self._order
 
     def listing(self, classes: Sequence[str], split: str) -> Listing:
         number = _numbers(self._names, classes, f"the {split} images of {self.path}")
@@ -381,7 +385,8 @@ class _FoundShards(_Found):
 
     def as_part(self) -> Part:
         """Its images as those of a folder are listed."""
-        return Part(list(range(len(self._label))), [self._names[i] for i in self._label], self.classes())
+        names = [self._names[i] for i in self._label]
+        return ListedPart(list(range(len(names))), names, self.classes(), self._order)
 
 
 def _open(kind: str, path: str, options: _Options) -> dict[str, _Found]:
@@ -395,18 +400,7 @@ def _open(kind: str, path: str, options: _Options) -> dict[str, _Found]:
         listed_files, listed = list_file(Path(path), refuse)
         return {"": _Found(listed_files, listed, path)}
     source: FileSource = FolderFiles(path) if kind == "folder" else TarFiles(path, options.memory_limit)
-    layout = read_layout(source.names, source.folders)
-    if lists := known_parts(source.names, Path(path), "train" in layout.parts, refuse):
-        kept = {name: part for name, part in layout.parts.items() if name in ("train", "test")}
-        return {name: _Found(source, part, path) for name, part in (kept | lists).items()}
-    if layout.ignored:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(layout.ignored.items()))
-        logger.info("%s: files left out: %s", path, reasons)
-    if not any(part.files for part in layout.parts.values()):
-        raise UsageError(
-            f"{path} holds no images in class folders: expected are files like 'train/cat/1.jpg' or 'cat/1.jpg'."
-        )
-    return {name: _Found(source, part, path) for name, part in layout.parts.items()}
+    return {name: _Found(source, part, path) for name, part in parts_of(source, Path(path), refuse).items()}
 
 
 def _keep(found: dict[str, _Found], name: str) -> dict[str, _Found]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from excite.analysis.gates import Gate
 from excite.analysis.importance import what_feeds
+from excite.evaluation_mode import evaluation_mode
 from excite.networks.site import Add
 from excite.surgery import hooks
 
@@ -156,10 +157,6 @@ def _fold(network: nn.Module, unit: str, layer: str, example: Tensor) -> bool:
 
 @torch.no_grad()
 def _answer(network: nn.Module, example: Tensor) -> Tensor:
-    was_training = network.training
-    network.eval()
-    try:
+    with evaluation_mode(network):
         answer: Tensor = network(example)
         return answer.clone()
-    finally:
-        network.train(was_training)

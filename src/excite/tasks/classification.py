@@ -13,6 +13,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from excite.data import ImageData, Loader, Preprocessing, Split
 from excite.data.load import SMALL
 from excite.errors import ExciteError, UsageError
+from excite.evaluation_mode import evaluation_mode
 from excite.processes import Processes
 from excite.tasks.base import ALONE, Evaluation, Metric, Optimize, Scoring, Step, Task, TaskModule
 
@@ -122,14 +123,10 @@ def outputs(
     Raises:
         ExciteError: no images.
     """
-    was_training = network.training
-    network.eval().to(device)
     gathered: list[tuple[Tensor, Tensor, Tensor]] = []
-    try:
+    with evaluation_mode(network, device):
         for images, labels, index in batches:
             gathered.append((network(images.to(device)).float().cpu(), labels, index))
-    finally:
-        network.train(was_training)
     own = [torch.cat(part) for part in zip(*gathered, strict=True)] if gathered else []
     shares = [share for share in processes.everyones(own) if share]
     if not shares:

@@ -17,6 +17,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from excite.data.denoising import DenoisingData, DenoisingSplit
 from excite.errors import ExciteError, UsageError
+from excite.evaluation_mode import evaluation_mode
 from excite.preprocessing import Preprocessing
 from excite.processes import Processes
 from excite.tasks.base import ALONE, Evaluation, Metric, Step, Task, TaskModule
@@ -147,18 +148,14 @@ def score(
     processes: Processes = ALONE,
 ) -> Evaluation:
     """Score a network in evaluation mode on whole images, one at a time; its mode is restored afterwards."""
-    was_training = network.training
-    network.eval().to(device)
 
     @torch.inference_mode()
     def denoise(noisy: Tensor) -> Tensor:
         output: Tensor = network(noisy[None].to(device))
         return output[0].float().cpu()
 
-    try:
+    with evaluation_mode(network, device):
         return score_pairs(denoise, split, step=step, processes=processes)
-    finally:
-        network.train(was_training)
 
 
 def options(settings: Mapping[str, Any], data: DenoisingData) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from excite.analysis.retrieval import Retrieval, mean_average_precision
 from excite.data.crossmodal import CrossmodalData, CrossmodalSplit
 from excite.data.pairs import PairLoader
 from excite.errors import ExciteError, UsageError
+from excite.evaluation_mode import evaluation_mode
 from excite.processes import Processes
 from excite.tasks.base import ALONE, Evaluation, Metric, Optimize, Step, Task, TaskModule
 
@@ -176,8 +177,6 @@ def points(
     """
     if not len(split):
         raise ExciteError("There are no pairs to evaluate on.")
-    was_training = network.training
-    network.eval().to(device)
     rows = []
     size = BATCH if isinstance(split.images, Tensor) else BATCH_OF_PICTURES
     # A pair that is left out would be missing in one score, and not in another that it is held against.
@@ -186,15 +185,13 @@ def points(
         split, size, seed=0, shuffle=False, refuse=True, workers=workers, rank=rank, world_size=count
     )
     done = 0
-    try:
+    with evaluation_mode(network, device):
         for (images, texts), labels, index in batches:
             u, v, *_ = network((images.to(device), texts.to(device)))
             rows.append((u.float().cpu(), v.float().cpu(), labels, index))
             done += len(labels)
             if step:
                 step(done, len(split))
-    finally:
-        network.train(was_training)
     every = [row for share in processes.everyones(rows) for row in share]
     us, vs, labels_of_all, index = (torch.cat(column) for column in zip(*every, strict=True))
     order = index.argsort()

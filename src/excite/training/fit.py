@@ -30,7 +30,7 @@ from excite.data.denoising import DenoisingData
 from excite.data.hyperspectral import SceneData
 from excite.errors import UsageError
 from excite.memory_format import to_channels_last
-from excite.processes import Processes, own_device, processes
+from excite.processes import Processes, check_apart, own_device, processes
 from excite.tasks import task_named
 from excite.tasks.base import Batch, Inputs, StepBatch, Task, TaskModule, each
 from excite.training import checkpoint
@@ -146,6 +146,7 @@ def _fit(
     run: Run, recipe: Recipe, network: nn.Module | None, data: AnyData | None, group: Processes, title: str | None
 ) -> None:
     device = own_device(pick_device(recipe.trainer.device))
+    check_apart(group, device)
     threads = group.firsts(recipe.trainer.threads or torch.get_num_threads())
     with _settings(threads, device):
         own = network is not None

@@ -20,11 +20,6 @@ from excite.verbs.evaluate_denoising import evaluate_denoising
 from excite.verbs.evaluate_images import Asking, Source, Weights, evaluate_images
 from excite.verbs.evaluate_retrieval import evaluate_retrieval
 from excite.verbs.evaluate_scene import evaluate_scene
-from excite.verbs.opened import Opened as Opened
-from excite.verbs.opened import count_outputs as count_outputs
-from excite.verbs.opened import onto_outputs as onto_outputs
-from excite.verbs.opened import open_network as open_network
-from excite.verbs.opened import output_classes as output_classes
 from excite.verbs.protocols import parse_protocol
 
 

@@ -24,7 +24,7 @@ from excite.training.bars import bar
 from excite.training.recipe_data import AnyData, load_recipe_scene
 from excite.training.run import Run
 from excite.verbs import scores
-from excite.verbs.evaluate import onto_outputs, open_network
+from excite.verbs.opened import onto_outputs, open_network
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from excite.analysis.one_image import check_statistics, look
 from excite.data.images import BrokenImageError, decode
 from excite.errors import ExciteError, UsageError
 from excite.training.fit import pick_device
-from excite.verbs.evaluate import count_outputs, open_network, output_classes
+from excite.verbs.opened import count_outputs, open_network, output_classes
 from excite.verbs.predict import usual_preprocessing
 
 Floats = NDArray[np.floating[Any]]

@@ -16,6 +16,7 @@ from excite.analysis.selection import Selection, enlarged
 from excite.data import Loader, Preprocessing, Split
 from excite.data.load import SMALL
 from excite.errors import ExciteError
+from excite.evaluation_mode import evaluation_mode
 from excite.processes import Processes
 from excite.tasks.classification import BATCH, BATCH_OF_PHOTOS, check_outputs
 from excite.training.bars import Step
@@ -156,23 +157,18 @@ def gather(
         Excitation(excited, classes) if excited else None,
         Selection(selecting, classes, len(scales.scales)) if selecting else None,
     )
-    was_training = network.training
-    network.eval().to(device)
-    try:
-        with reading(network, list(gates)) as values:
-            for done, (images, labels, index) in enumerate(loader, start=1):
-                images = images.to(device)
-                found.score.update(network(images).float().cpu(), labels)
-                if found.excitation:
-                    found.excitation.update(values, labels)
-                if found.selection and isinstance(scales, Bins):
-                    found.selection.update(values, labels, scales.bins[index])
-                elif found.selection and isinstance(scales, Enlargements):
-                    _enlarge(network, images, labels, scales, found.selection, values)
-                if step:
-                    step(done, len(loader))
-    finally:
-        network.train(was_training)
+    with evaluation_mode(network, device), reading(network, list(gates)) as values:
+        for done, (images, labels, index) in enumerate(loader, start=1):
+            images = images.to(device)
+            found.score.update(network(images).float().cpu(), labels)
+            if found.excitation:
+                found.excitation.update(values, labels)
+            if found.selection and isinstance(scales, Bins):
+                found.selection.update(values, labels, scales.bins[index])
+            elif found.selection and isinstance(scales, Enlargements):
+                _enlarge(network, images, labels, scales, found.selection, values)
+            if step:
+                step(done, len(loader))
     return found
 
 

@@ -24,7 +24,7 @@ from excite.files import check_writable
 from excite.training.bars import Step, bar
 from excite.training.recipe_data import load_recipe_data
 from excite.training.run import Run
-from excite.verbs.evaluate import Opened, count_outputs, onto_outputs, open_network, output_classes
+from excite.verbs.opened import Opened, count_outputs, onto_outputs, open_network, output_classes
 from excite.verbs.predict import usual_preprocessing
 
 log = logging.getLogger(__name__)

@@ -14,6 +14,7 @@ from torch import nn
 from excite.create import create
 from excite.data import ImageData, Preprocessing, Split
 from excite.errors import UsageError, nearest
+from excite.evaluation_mode import evaluation_mode
 from excite.training.fit import pick_device
 from excite.training.run import Run
 from excite.verbs.source import check_source
@@ -89,13 +90,8 @@ def count_outputs(network: nn.Module, preprocessing: Preprocessing, device: str 
     """
     black = torch.zeros(1, preprocessing.channels, preprocessing.size, preprocessing.size)
     where = pick_device(device)
-    was_training = network.training
-    network.eval().to(where)
-    try:
-        with torch.inference_mode():
-            logits = network(black.to(where))
-    finally:
-        network.train(was_training)
+    with evaluation_mode(network, where), torch.inference_mode():
+        logits = network(black.to(where))
     if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
         raise UsageError("The network does not classify: for an image it must give one row of scores.")
     return int(logits.shape[1])

@@ -12,7 +12,7 @@ import shutil
 import time
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +24,8 @@ from excite.data.draws import Indices, permutation
 from excite.data.encoded import FileSource
 from excite.data.folder import FolderFiles
 from excite.data.images import BrokenImageError, decode
-from excite.data.layout import Part, read_layout
+from excite.data.layout import Part
+from excite.data.listed import ListedPart, list_file, parts_of
 from excite.data.names import Names
 from excite.data.shards_index import INDEX, MAX_SAMPLE, Shard, ShardIndex, joined, read_index
 from excite.data.shards_tar import END, member
@@ -60,7 +61,8 @@ def pack(
     are checked and kept, and what comes out is the same to the byte.
 
     Args:
-        source: a folder or tar of class folders, with or without splits.
+        source: a folder or tar of class folders, with or without splits, or with ImageNet's or Places365's lists; or
+            ``list:FILE``.
         out: the folder of the shards, made if missing.
         shard_size: the most bytes of a shard, as a number or like ``256MB``, ``1GiB``; a larger image has its own.
         resize: bring the shorter side of larger images to so many pixels (bicubic, antialiased) and save them as
@@ -83,16 +85,9 @@ def pack(
     if quality is not None and resize is None:
         raise UsageError("quality is for images that are resized: give resize too, or leave it out.")
     work = _Work(parse_size(shard_size), _within("resize", resize, 1, 1 << 16), _within("quality", quality, 1, 100))
-    source, out = Path(source), Path(out)
-    if not source.exists():
-        raise UsageError(f"There is no folder or tar {source}.")
-    files: FileSource = FolderFiles(source) if source.is_dir() else TarFiles(source)
-    parts = {name: part for name, part in read_layout(files.names, files.folders).parts.items() if part.files}
-    if not parts:
-        raise UsageError(
-            f"{source} holds no images in class folders: expected are files like 'train/cat/1.jpg' or 'cat/1.jpg'."
-        )
-    classes = tuple(sorted(set().union(*(part.classes for part in parts.values()))))
+    out = Path(out)
+    files, parts = _found(str(source), refuse_broken)
+    classes = _classes(parts)
     total, kept = sum(len(part.files) for part in parts.values()), 0
     indexes: dict[str, ShardIndex] = {}
     with bar("packing", progress) as step, _alone(out):
@@ -110,6 +105,25 @@ def pack(
         ],
         "seconds": round(time.perf_counter() - begin, 3),
     }
+
+
+def _found(source: str, refuse: bool) -> tuple[FileSource, dict[str, Part]]:
+    """The files, and which of them are images of which split and class."""
+    if source.startswith("list:"):
+        listed, part = list_file(Path(source.removeprefix("list:")), refuse)
+        return listed, {"": part}
+    path = Path(source)
+    if not path.exists():
+        raise UsageError(f"There is no folder or tar {path}.")
+    files: FileSource = FolderFiles(path) if path.is_dir() else TarFiles(path)
+    return files, {name: part for name, part in parts_of(files, path, refuse).items() if part.files}
+
+
+def _classes(parts: Mapping[str, Part]) -> tuple[str, ...]:
+    """The classes of all splits: in the order of the list that numbers them, where there is one; else sorted."""
+    there = {name for part in parts.values() for name in part.classes}
+    orders = [part.order for part in parts.values() if isinstance(part, ListedPart) and there <= set(part.order)]
+    return tuple(name for name in orders[0] if name in there) if orders else tuple(sorted(there))
 
 
 def parse_size(text: str | int) -> int:

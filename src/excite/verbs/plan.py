@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from excite.data import ImageData
 from excite.errors import UsageError
 from excite.networks.catalog import CATALOG
@@ -77,16 +79,17 @@ def plan(
         device_rate: images per second that one device trains of this network.
         peak: floating-point operations per second that one device has, as printed.
         efficiency: what of ``peak`` the network reaches.
-        memory: bytes of one device; by default the GPU's.
+        memory: bytes of one device; by default the GPU's, that of this machine where a step is timed on it.
         images: training images in an epoch; by default those of the recipe's data, if they are there.
         classes: likewise.
         progress: show bars on stderr.
 
     Returns:
         ``network``, ``parameters``, ``macs``, ``images``, ``epochs``, ``batch``, ``nodes``, ``devices``; ``device``,
-        the rate used and where it is from; ``step``, its parts in milliseconds and bytes; ``memory`` of a device, in
-        bytes; ``images_per_second``, ``hours_per_epoch``, ``hours``, ``efficiency`` (over as many single devices);
-        ``scaling``, the same for 1 to 512 devices; ``stops_at``, the number beyond which more devices bring little.
+        how many images it trains in a second, one micro-batch after the other, and where that is known from;
+        ``step``, its parts in milliseconds and bytes; ``memory`` of a device, in bytes; ``images_per_second``,
+        ``hours_per_epoch``, ``hours``, ``efficiency`` (over as many single devices); ``scaling``, the same for 1 to
+        512 devices; ``stops_at``, the number beyond which more devices bring little.
 
     Raises:
         UsageError: numbers that make no cluster, more than one source of the device's rate, data of an unknown size,
@@ -113,12 +116,17 @@ def plan(
     facts = facts_of(recipe, images, classes)
     counted = profile(recipe.network.spec, facts.classes, facts.size, facts.channels, precision)
     known = gpu(gpu_name) if gpu_name else None
-    device, source = _device(recipe, facts, counted, precision, gpu_name, device_rate, peak, efficiency, progress)
+    micro = min(settings.batch_size // size, settings.micro_batch or settings.batch_size)
+    device, source = _device(
+        recipe, facts, counted, precision, gpu_name, device_rate, peak, efficiency, micro, progress
+    )
     cluster = Cluster(
         nodes, devices, LINK_SHARE * link, LINK_SHARE * (inner_link or (known.inner_link if known else 16e9))
     )
-    memory = memory or (known.memory if known else None)
-    return predicted(recipe, facts, counted, device, cluster, memory) | {"device": source}
+    memory = memory or (known.memory if known else None) or _own_memory(recipe, gpu_name or device_rate or peak)
+    result = predicted(recipe, facts, counted, device, cluster, memory)
+    micro = result["step"]["micro_batch"]
+    return result | {"device": {"source": source, "images_per_second": micro / device.seconds(micro)}}
 
 
 def predicted(
@@ -225,6 +233,12 @@ def _check(**numbers: float | None) -> None:
             raise UsageError(f"{name.replace('_', ' ')} is {value}: it must be above 0")
 
 
+def _own_memory(recipe: Recipe, elsewhere: object) -> float | None:
+    """The bytes of this machine's GPU, if the plan is for such GPUs."""
+    here = None if elsewhere else pick_device(recipe.trainer.device)
+    return None if here is None or here.type != "cuda" else float(torch.cuda.get_device_properties(here).total_memory)
+
+
 def _device(
     recipe: Recipe,
     facts: Facts,
@@ -234,8 +248,9 @@ def _device(
     device_rate: float | None,
     peak: float | None,
     efficiency: float,
+    micro: int,
     progress: bool,
-) -> tuple[Device, dict[str, Any]]:
+) -> tuple[Device, str]:
     """How fast a device is, and where that is known from."""
     if gpu_name:
         device = published_device(
@@ -250,11 +265,8 @@ def _device(
     else:
         with bar("timing steps", progress):
             here = pick_device(recipe.trainer.device)
-            device = measured_device(recipe.network.spec, facts.classes, facts.size, facts.channels, here, precision)
+            device = measured_device(
+                recipe.network.spec, facts.classes, facts.size, facts.channels, here, precision, micro
+            )
         source = f"measured on this machine ({here.type})"
-    return device, {
-        "source": source,
-        "images_per_second": device.rate,
-        "fixed_ms": 1000 * device.fixed,
-        "floor_ms": 1000 * device.floor,
-    }
+    return device, source

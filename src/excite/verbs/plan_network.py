@@ -13,11 +13,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from excite.cost import cost
 from excite.create import create, for_window
+from excite.errors import ExciteError
 from excite.memory_format import to_channels_last
 from excite.verbs.plan_model import Device
 
 MOST_IMAGES = 8
-"""In a trial step here; half and all of them tell what a step costs besides its images."""
+"""In a trial step on a processor; half and all of them tell what a step costs besides its images."""
+
+LEAST_IMAGES = 4
+"""In a trial step on an accelerator: it takes as long as the host needs to start its kernels."""
 
 TRIAL_SECONDS = 3.0
 
@@ -115,19 +119,57 @@ def kept_bytes(network: nn.Module, images: Tensor, precision: str = "fp32") -> t
 
 
 def measured_device(
-    spec: str, classes: int, size: int, channels: int, device: torch.device, precision: str
+    spec: str, classes: int, size: int, channels: int, device: torch.device, precision: str, images: int
 ) -> Device:
-    """How fast this machine trains a network: a step of :data:`MOST_IMAGES` and one of half as many, timed."""
+    """How fast this machine trains a network: steps of few and of many images, timed.
+
+    Args:
+        spec: of the network.
+        classes: that it tells apart.
+        size: of its square input, in pixels.
+        channels: of its input.
+        device: where to train.
+        precision: ``fp32`` or ``bf16``.
+        images: the micro-batch that is planned for. An accelerator is timed with it, or with as many as fit into its
+            memory: its time does not grow evenly with the images.
+
+    Raises:
+        ExciteError: not even :data:`LEAST_IMAGES` fit.
+    """
     network = create(for_window(spec, size), classes, channels).to(device).train()
     to_channels_last(network)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.0, momentum=0.9)
-    few, many = MOST_IMAGES // 2, MOST_IMAGES
-    short, long = (
-        step_seconds(network, optimizer, images, (channels, size, size), classes, device, precision)
-        for images in (few, many)
-    )
-    per_image = max((long - short) / (many - few), 0.5 * long / many)  # two timings may come out in either order
-    return Device(rate=1 / per_image, fixed=max(0.0, long - many * per_image))
+
+    def seconds(images: int) -> float:
+        return step_seconds(network, optimizer, images, (channels, size, size), classes, device, precision)
+
+    if device.type == "cpu":
+        return fitted(MOST_IMAGES, seconds(MOST_IMAGES // 2), seconds(MOST_IMAGES))
+    try:
+        floor = seconds(LEAST_IMAGES)
+        many = max(images, 2 * LEAST_IMAGES)
+        while True:
+            try:
+                return fitted(many, seconds(many // 2), seconds(many), floor)
+            except torch.OutOfMemoryError:
+                if many == 2 * LEAST_IMAGES:
+                    raise
+                many = max(many // 2, 2 * LEAST_IMAGES)
+    except torch.OutOfMemoryError:
+        raise ExciteError(f"{device} has too little memory for {2 * LEAST_IMAGES} images through {spec}.") from None
+
+
+def fitted(many: int, half: float, whole: float, floor: float = 0.0) -> Device:
+    """The rate and the fixed part of a device that takes so many seconds for half of many images, and for all.
+
+    Args:
+        many: images.
+        half: seconds of a step with half of them.
+        whole: likewise with all of them.
+        floor: seconds of a step of a few.
+    """
+    per_image = max((whole - half) / (many - many // 2), 0.5 * whole / many)  # two timings may come in either order
+    return Device(rate=1 / per_image, fixed=max(0.0, whole - many * per_image), floor=floor)
 
 
 def step_seconds(

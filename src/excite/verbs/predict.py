@@ -25,7 +25,7 @@ from excite.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from excite.spec import parse_spec
 from excite.training.fit import pick_device
 from excite.training.run import Run
-from excite.verbs.evaluate import count_outputs, open_network, output_classes
+from excite.verbs.opened import count_outputs, open_network, output_classes
 from excite.verbs.source import check_source
 
 log = logging.getLogger(__name__)
