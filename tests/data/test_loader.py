@@ -456,3 +456,27 @@ def test_lightning_validates_and_tests_on_every_image_once() -> None:
     model.seen.clear()
     trainer.test(model, Loader(stacked(9), PLAIN, 4, seed=0), verbose=False)
     assert model.seen == list(range(9))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bytes_become_the_same_input_on_the_device(photos: Path, workers: int) -> None:
+    """What comes as bytes and is made ready later is what comes normalised, in values and in layout."""
+    split, preprocessing = training(photos)
+    augment = Augmentation(crop="resized", flip=0.5, rotate=10.0, jitter=20)
+    options: dict[str, Any] = {"seed": 3, "augment": augment, "shuffle": True, "workers": workers}
+    usual, late = (Loader(split, preprocessing, 4, pixels=pixels, **options) for pixels in (False, True))
+    for (images, _, index), (pixels, _, other) in zip(usual, late, strict=True):
+        assert torch.equal(index, other)
+        assert pixels.dtype == torch.uint8
+        ready = late.ready(pixels)
+        assert torch.equal(ready, images)
+        assert ready.stride() == images.stride()
+        assert late.ready(images) is images
+
+
+@pytest.mark.parametrize("augment", [Augmentation(erasing=1.0), Augmentation(mixup=0.2), Augmentation(cutmix=1.0)])
+def test_what_works_on_normalised_images_gets_them(augment: Augmentation) -> None:
+    options: dict[str, Any] = {"seed": 3, "augment": augment, "shuffle": True}
+    usual, late = (Loader(stacked(20), PLAIN, 4, pixels=pixels, **options) for pixels in (False, True))
+    for (images, *_), (same, *_) in zip(usual, late, strict=True):
+        assert torch.equal(late.ready(same), images)

@@ -275,3 +275,12 @@ def test_compiled_training_gives_a_network_of_the_same_names(tmp_path) -> None:
     run = fit(small(**{"trainer.epochs": 1, "trainer.compile": True}), tmp_path / "run")
     assert run.load().network is not None
     assert time.monotonic() > started
+
+
+@pytest.mark.parametrize("changes", [{}, {"trainer.micro_batch": 50}, {"augment.mixup": 0.2}])
+def test_images_that_stay_bytes_until_they_are_on_the_device_train_alike(tmp_path, monkeypatch, changes) -> None:
+    """As for a GPU, with the processor as the device."""
+    quick = {"trainer.epochs": 1, "data.val_fraction": 0.2, "trainer.compile": False}
+    usual = fit(small(**quick, **changes), tmp_path / "usual")
+    monkeypatch.setattr("excite.training.recipe_data.stay_bytes", lambda device: True)
+    assert same(weights(fit(small(**quick, **changes), tmp_path / "late")), weights(usual))

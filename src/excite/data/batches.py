@@ -25,7 +25,9 @@ class BatchMaker(Dataset[Made]):
     convolutions are quickest; images that come stacked stay channels-first.
     """
 
-    def __init__(self, split: Split, preprocessing: Preprocessing, augment: Augmentation, seed: int) -> None:
+    def __init__(
+        self, split: Split, preprocessing: Preprocessing, augment: Augmentation, seed: int, pixels: bool = False
+    ) -> None:
         self.split = split
         self.preprocessing = preprocessing
         self.augment = augment
@@ -33,6 +35,7 @@ class BatchMaker(Dataset[Made]):
         self._cut = split.images.window if isinstance(split.images, CutImages) else None
         self._drawn = split.images.drawn if isinstance(split.images, DrawnImages) else None
         self.seed = seed
+        self.pixels = pixels and not (augment.erasing or augment.mixes)
 
     def __getitem__(self, job: Job) -> Made:
         # Successors in the order are mostly in the batch already: only the last one's has to be fetched.
@@ -107,7 +110,7 @@ class BatchMaker(Dataset[Made]):
     def _augmented(self, images: torch.Tensor, index: Indices, epoch: int) -> torch.Tensor:
         """Augment at pixel values, normalise, erase."""
         if not len(images):
-            return images.float()
+            return images if self.pixels else images.float()
         images = crop_and_flip(images, self.augment, self.seed, epoch, index)
         if self.augment.rotate:
             images = rotate(images, self.augment, self.preprocessing.mean, self.seed, epoch, index)
@@ -115,7 +118,9 @@ class BatchMaker(Dataset[Made]):
             images = randaugment(images, self.augment, self.seed, epoch, index)
         if self.augment.jitter:
             images = jitter(images, self.augment, self.seed, epoch, index)
-        if images.dtype == torch.uint8:  # float images come from a user's own transform, which has normalised them
+        if (
+            images.dtype == torch.uint8 and not self.pixels
+        ):  # float images come from a user's own transform, which has normalised them
             last = not (self.augment.erasing or self.augment.mixes)
             fresh = _shared if last and get_worker_info() else None
             images = normalise(images, self.preprocessing, fresh)

@@ -180,6 +180,10 @@ class EpochLoader:
             if count or self._divided:
                 yield made.batch
 
+    def ready(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Inputs of a batch, on whatever device they are by now, as the network takes them."""
+        return inputs
+
     def identity(self) -> dict[str, Any]:
         """What the batches depend on besides the epoch, in plain values."""
         raise NotImplementedError

@@ -140,7 +140,7 @@ def normalise(
     """Pixels to the network's input, (x / 255 − mean) / std.
 
     Args:
-        images: uint8, (N, C, H, W).
+        images: uint8, (N, C, H, W), on any device.
         fresh: makes the float32 tensor that takes the result, of the shape and layout of the one it is given; None
             for ordinary memory.
 
@@ -150,10 +150,10 @@ def normalise(
     images = dense(images)
     mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
     # One multiplication and one addition per value.
-    scale, shift = by_channel(images, 1 / (255 * std)), by_channel(images, -mean / std)
+    scale, shift = (by_channel(images, values).to(images.device) for values in (1 / (255 * std), -mean / std))
     done = fresh(images) if fresh else torch.empty_like(images, dtype=torch.float32)
     # A few images at a time: the second and the third pass then find them in the cache.
-    few = max(1, _IN_CACHE // max(1, images[:1].numel()))
+    few = max(1, _IN_CACHE // max(1, images[:1].numel())) if images.device.type == "cpu" else max(1, len(images))
     rows, values = as_rows(images), as_rows(done)
     for start in range(0, len(images), few):
         values[start : start + few].copy_(rows[start : start + few]).mul_(scale).add_(shift)

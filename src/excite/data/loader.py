@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from excite.data.augment import Augmentation
 from excite.data.base import Split
 from excite.data.batches import BatchMaker
 from excite.data.draws import Indices, balanced, windowed
 from excite.data.encoded import EncodedImages
 from excite.data.epoch import EpochLoader
+from excite.data.images import normalise
 from excite.data.shards import ShardFiles
 from excite.errors import UsageError
 from excite.preprocessing import Preprocessing
@@ -18,7 +21,7 @@ from excite.preprocessing import Preprocessing
 class Loader(EpochLoader):
     """Iterates over a split in batches ``(x, y, index)``.
 
-    * ``x``: float32 (N, C, H, W), normalised;
+    * ``x``: float32 (N, C, H, W), normalised; with ``pixels`` uint8, which :meth:`ready` normalises;
     * ``y``: int64 (N,), or float32 (N, classes) where the augmentation mixes images;
     * ``index``: int64 (N,), each image's position in the split.
 
@@ -42,6 +45,8 @@ class Loader(EpochLoader):
         world_size: the number of processes that share an epoch.
         balanced: in training, see every class equally often (:func:`excite.data.draws.balanced`). Where an image
             comes several times in an epoch it is augmented in another way each time.
+        pixels: hand images out as bytes, a quarter of the size, for a device that they first have to be brought to;
+            where the augmentation works on normalised images (erasing, mixing) they come normalised all the same.
 
     Raises:
         UsageError: the batch size, the ranks, or the number of images do not allow a batch.
@@ -60,10 +65,11 @@ class Loader(EpochLoader):
         rank: int = 0,
         world_size: int = 1,
         balanced: bool = False,
+        pixels: bool = False,
     ) -> None:
         super().__init__(
             len(split),
-            BatchMaker(split, preprocessing, augment or Augmentation(), seed),
+            BatchMaker(split, preprocessing, augment or Augmentation(), seed, pixels),
             batch_size,
             seed=seed,
             shuffle=shuffle,
@@ -73,6 +79,7 @@ class Loader(EpochLoader):
             world_size=world_size,
         )
         self.split = split
+        self.preprocessing = preprocessing
         self.balanced = balanced and shuffle
         self._shards = _apart(split) if shuffle else None
         if self._shards is not None and self.balanced:
@@ -81,6 +88,10 @@ class Loader(EpochLoader):
                 "raise data.cache_gb to their size, or copy them into a folder."
             )
         self._broken |= set(_missing(split))  # of which the user was told when the set was opened
+
+    def ready(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Images of a batch, on whatever device they are by now, normalised."""
+        return normalise(inputs, self.preprocessing) if inputs.dtype == torch.uint8 else inputs
 
     def identity(self) -> dict[str, Any]:
         """What the batches depend on besides the epoch, in plain values."""

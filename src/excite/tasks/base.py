@@ -96,6 +96,7 @@ class TaskModule(pl.LightningModule):
         processes: those that share a step.
         shared_norm: whether their batch norms share their statistics.
         clip: the largest norm of the gradient, or None.
+        ready: makes of a batch's inputs, once they are on the device, what the network takes.
         wishes: numbers whose sums over the processes a step is to tell them, beside its loss.
         divide: leaves with each process a share of the network's parameters, given the network and the processes as
             a mesh; or None.
@@ -109,6 +110,7 @@ class TaskModule(pl.LightningModule):
         self.processes = Processes()
         self.shared_norm = False
         self.clip: float | None = None
+        self.ready: Callable[[Tensor], Tensor] = _as_it_is
         self.wishes: Callable[[], Sequence[float]] = tuple
         self.divide: Callable[[nn.Module, Any], None] | None = None
 
@@ -128,7 +130,7 @@ class TaskModule(pl.LightningModule):
     def one_batch(self, batch: Batch) -> dict[str, Tensor]:
         """The loss of one batch, and the sum of its samples' scores."""
         inputs, target, _ = batch
-        output = self.network(inputs)
+        output = self.network(each(inputs, self.ready))
         with torch.no_grad():
             score = self.score(output, target)
         loss = {"loss": self.loss(output, target)}
@@ -204,7 +206,7 @@ class TaskModule(pl.LightningModule):
 
     def _nothing(self, part: Batch) -> Tensor:
         """A loss of 0, on which this process meets the others in everything that they do together."""
-        inputs = part[0]
+        inputs = each(part[0], self.ready)
         if self.shared_norm:
             # Batch norm knows how many samples each process has: none here.
             return _total(self.network(each(inputs, lambda one: one[:0])))
@@ -223,6 +225,10 @@ class TaskModule(pl.LightningModule):
         if self.optimize is None:
             raise ExciteError("This task was built to evaluate: it has no optimiser.")
         return self.optimize(self.network)
+
+
+def _as_it_is(inputs: Tensor) -> Tensor:
+    return inputs
 
 
 @contextlib.contextmanager

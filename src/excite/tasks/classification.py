@@ -198,11 +198,15 @@ def scoring(evaluation: Callable[[Tensor, Tensor], Evaluation]) -> Scoring:
     ) -> Evaluation:
         size = BATCH if preprocessing.size <= SMALL else BATCH_OF_PHOTOS
         rank, count = processes.rank, processes.count
-        batches = Loader(split, preprocessing, size, seed=0, workers=workers, rank=rank, world_size=count)
+        # Bytes until they are on the device.
+        pixels = torch.device(device).type != "cpu"
+        batches = Loader(
+            split, preprocessing, size, seed=0, workers=workers, rank=rank, world_size=count, pixels=pixels
+        )
 
         def counted() -> Iterator[ImageBatch]:
-            for done, batch in enumerate(batches, start=1):
-                yield batch
+            for done, (images, labels, index) in enumerate(batches, start=1):
+                yield batches.ready(images.to(device)), labels, index
                 if step:
                     step(done, len(batches))
 

@@ -159,7 +159,7 @@ def _fit(
         recipe = scaled(recipe.replace({"trainer.threads": threads, "trainer.device": device.type}))
         if isinstance(data, DenoisingData) and recipe.data.patches not in (None, data.patches):
             data = dataclasses.replace(data, patches=recipe.data.patches)
-            loader = training_loader(recipe, data, group)
+            loader = training_loader(recipe, data, group, device)
         with group.together():
             if group.writes and not (run.folder / "recipe.yaml").exists():
                 recipe.write(run.folder / "recipe.yaml")
@@ -193,7 +193,7 @@ def _prepared(
         to_channels_last(network)
     recipe = resolved(recipe, data)
     _check_precision(recipe, device)
-    loader = training_loader(recipe, data, group)
+    loader = training_loader(recipe, data, group, device)
     _check_task(recipe, network, loader, data, device)
     return recipe, data, network, loader
 
@@ -380,7 +380,7 @@ def _train(
 
     kind = task_named(data.task)
     task = kind.module(network, optimize, **kind.options(recipe.task.model_dump(), data))
-    task.processes, task.clip = group, settings.clip
+    task.processes, task.clip, task.ready = group, settings.clip, loader.ready
     task.divide = shard if divided else None
     # What is scored and written: the average, or the network; of a divided one a copy that is whole.
     kept = average.model.module if average is not None else copy.deepcopy(network) if divided else network
@@ -509,7 +509,7 @@ def _check_task(recipe: Recipe, network: nn.Module, loader: AnyLoader, data: Any
     task.options(recipe.task.model_dump(), data)
     # One sample through the network in evaluation mode: a wrong head is better found now than after an epoch.
     inputs: Inputs = next(iter(loader))[0][0][0]
-    one = each(inputs, lambda part: part[:1].to(device))
+    one = each(inputs, lambda part: loader.ready(part[:1].to(device)))
     network.to(device).eval()
     try:
         with torch.inference_mode():
@@ -620,7 +620,7 @@ def step_seconds(recipe: Recipe, network: nn.Module, task: Task, loader: AnyLoad
         optimizer.zero_grad()
         for inputs, target, _ in parts:
             with torch.autocast(device.type, torch.bfloat16, enabled=lowered):
-                loss = module.loss(trial(each(inputs, lambda part: part.to(device))), target.to(device))
+                loss = module.loss(trial(each(inputs, lambda part: loader.ready(part.to(device)))), target.to(device))
             loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         float(loss.detach())

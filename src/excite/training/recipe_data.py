@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from excite.create import create, for_window
@@ -193,22 +194,30 @@ def _refuse_keys(settings: Data, keys: Sequence[str], why: str, hint: str = "") 
             raise UsageError(f"key 'data.{key}' {why}: {hint or 'leave it out'}")
 
 
-def training_loader(recipe: Recipe, data: AnyData, processes: Processes = ALONE) -> AnyLoader:
+def training_loader(
+    recipe: Recipe, data: AnyData, processes: Processes = ALONE, device: torch.device | None = None
+) -> AnyLoader:
     """The training batches of a recipe: for each step what this process has to do, see
     :data:`~excite.tasks.base.StepBatch`, with the index of its samples after it.
 
-    An epoch's order and its steps are those of one process, however many share them.
+    An epoch's order and its steps are those of one process, however many share them. For a ``device`` other than the
+    processor images come as bytes, which the loader's ``ready`` normalises.
 
     Raises:
         UsageError: the data has no training images, or the batch does not divide among the processes.
     """
     check_divides(recipe.trainer.batch_size, processes.count)
-    loader = _whole_loader(recipe, data)
+    loader = _whole_loader(recipe, data, pixels=device is not None and stay_bytes(device))
     loader.divide(lambda maker: Shares(maker, processes.count, processes.rank, recipe.trainer.micro_batch))
     return loader
 
 
-def _whole_loader(recipe: Recipe, data: AnyData) -> AnyLoader:
+def stay_bytes(device: torch.device) -> bool:
+    """Whether images have a way to go to the device, and so are brought there before they are normalised."""
+    return device.type != "cpu"
+
+
+def _whole_loader(recipe: Recipe, data: AnyData, pixels: bool) -> AnyLoader:
     if data.train is None:
         raise UsageError(f"'{data.name}' has no training images")
     if isinstance(data, DenoisingData):
@@ -232,6 +241,7 @@ def _whole_loader(recipe: Recipe, data: AnyData) -> AnyLoader:
         shuffle=True,
         workers=recipe.data.workers,
         balanced=recipe.data.balanced,
+        pixels=pixels,
     )
 
 

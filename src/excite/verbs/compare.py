@@ -254,7 +254,8 @@ def _settled(
             images = replace(images, patches=held.data.patches)
         return held, images
     if minutes is not None:
-        loader, device = training_loader(recipe, images), pick_device(recipe.trainer.device)
+        device = pick_device(recipe.trainer.device)
+        loader = training_loader(recipe, images, device=device)
         task = task_named(images.task)
         step = seeds * sum(step_seconds(recipe, network, task, loader, device) for network in networks)
         recipe, images = fitted(recipe, images, int(60 * minutes / step), len(loader))
