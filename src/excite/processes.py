@@ -199,12 +199,10 @@ def check_apart(group: Processes, device: torch.device) -> None:
     if device.type != "cuda" or group.count == 1:
         return
     known = torch.cuda.get_device_properties(device)
-    taken = group.everyones((platform.node(), str(known.uuid)))
-    if len(set(taken)) < len(taken):
-        raise UsageError(
-            f"{group.count} processes have {len(set(taken))} GPUs between them: start one for each GPU, or take "
-            "--device cpu"
-        )
+    gpus = len(set(group.everyones((platform.node(), str(known.uuid)))))
+    if gpus < group.count:
+        said = f"{group.count} processes on {gpus} GPU{'s' if gpus > 1 else ''}"
+        raise UsageError(f"{said}: start one for each GPU, or take --device cpu")
 
 
 def join_slurm() -> None:

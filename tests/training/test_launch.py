@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from excite.errors import UsageError
-from excite.processes import join_slurm, started_together
+from excite.processes import Processes, check_apart, join_slurm, started_together
 from excite.training.distributed_launch import claim, goes_on, launch
 from excite.training.fit import check_devices, fit
 from excite.training.recipe import load
@@ -134,3 +137,21 @@ def test_a_launch_ends_as_its_processes_do(tmp_path: Path) -> None:
     command: list[Any] = [sys.executable, "-c", program]
     assert launch([*command, "0"], devices=2) == 0
     assert launch([*command, "2"], devices=2) == 2
+
+
+@pytest.mark.parametrize(
+    ("gpus", "said"), [(["a", "a"], "2 processes on 1 GPU:"), (["a", "b", "a"], "3 processes on 2 GPUs:")]
+)
+def test_processes_that_would_share_a_gpu_are_refused(monkeypatch, gpus, said) -> None:
+    node = platform.node()
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda device: SimpleNamespace(uuid=gpus[0]))
+    group = Processes(0, len(gpus))
+    monkeypatch.setattr(Processes, "everyones", lambda self, part: [part, *((node, gpu) for gpu in gpus[1:])])
+    with pytest.raises(UsageError, match=said):
+        check_apart(group, torch.device("cuda", 0))
+    check_apart(group, torch.device("cpu"))
+    # GPUs of the same number in two machines are two.
+    monkeypatch.setattr(
+        Processes, "everyones", lambda self, part: [part, *((f"{i}", part[1]) for i in range(len(gpus) - 1))]
+    )
+    check_apart(group, torch.device("cuda", 0))
