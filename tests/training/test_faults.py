@@ -24,9 +24,6 @@ from excite.training.recipe_data import load_recipe_data
 EPOCH_STEPS = 8
 """Of three quarters of the images."""
 
-# Whole groups of processes are started, killed and started again: minutes on two cores.
-pytestmark = pytest.mark.slow
-
 
 def small(**changes: Any) -> Recipe:
     """1,348 images in batches of 128, the last of which has 68."""
