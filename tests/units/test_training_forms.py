@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import statistics
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -362,17 +363,21 @@ def test_branches_of_two_layouts(first_in_c):
 @in_c
 @pytest.mark.parametrize("spec", ["resnet20:width=0.5+se", "resnet20:width=0.5+sk"])
 def test_without_the_passes_a_network_trains_the_same(spec, monkeypatch):
-    network, x = small(spec, torch.float32), channels_last(4, 3, 16, 16)
-    ours = gradient(network, x)
-    assert torch.equal(gradient(copy.deepcopy(network), x), ours), "a repeat gives the same bits"
+    network, batches = small(spec, torch.float32), [channels_last(4, 3, 16, 16, seed=seed) for seed in range(5)]
+    ours = [gradient(network, x) for x in batches]
+    again = gradient(copy.deepcopy(network), batches[0])
+    assert torch.equal(again, ours[0]), "a repeat gives the same bits"
     monkeypatch.setenv("EXCITE_NATIVE", "0")
     build.kernels.cache_clear()
     try:
         assert not training_passes.available(torch.float32)
-        theirs = gradient(network, x)
+        theirs = [gradient(network, x) for x in batches]
     finally:
         build.kernels.cache_clear()
-    assert (ours - theirs).norm() < 1e-3 * theirs.norm()
+    # Of some batches a number close to 0 comes out below it here and above it there, and a ReLU lets it pass or not.
+    apart = [float((one - other).norm() / other.norm()) for one, other in zip(ours, theirs, strict=True)]
+    assert statistics.median(apart) < 3e-5, apart
+    assert max(apart) < 0.05, apart
 
 
 # ---- in networks ----
