@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.weak import WeakTensorKeyDictionary
+
+from excite.evaluation_mode import evaluation_mode
 
 MULTIPLICATIONS = ("mul", "addcmul", "lerp")
 SOFTMAX = ("_softmax",)
@@ -469,18 +472,10 @@ def _in_parts(mode: TorchDispatchMode, func: Any, args: Any, kwargs: Any) -> Any
 def watch(network: nn.Module, images: Tensor) -> Flow:
     """Run a network once in evaluation mode, and write down what gates it has; it is left as it was."""
     flow = Flow(images)
-    modes = {module: module.training for module in network.modules()}
-    handles = []
-    for path, module in network.named_modules():
-        handles.append(module.register_forward_pre_hook(flow.entered(path), prepend=True))
-        handles.append(module.register_forward_hook(flow.left))
-    try:
-        network.eval()
+    with evaluation_mode(network), ExitStack() as hooks:
+        for path, module in network.named_modules():
+            hooks.callback(module.register_forward_pre_hook(flow.entered(path), prepend=True).remove)
+            hooks.callback(module.register_forward_hook(flow.left).remove)
         with flow:
             network(images)
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, training in modes.items():
-            module.training = training
     return flow

@@ -118,9 +118,8 @@ class BatchMaker(Dataset[Made]):
             images = randaugment(images, self.augment, self.seed, epoch, index)
         if self.augment.jitter:
             images = jitter(images, self.augment, self.seed, epoch, index)
-        if (
-            images.dtype == torch.uint8 and not self.pixels
-        ):  # float images come from a user's own transform, which has normalised them
+        # Float images come from a user's own transform, which has normalised them.
+        if images.dtype == torch.uint8 and not self.pixels:
             last = not (self.augment.erasing or self.augment.mixes)
             fresh = _shared if last and get_worker_info() else None
             images = normalise(images, self.preprocessing, fresh)

@@ -160,6 +160,12 @@ def normalise(
     return done
 
 
+def as_input(images: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
+    """Images (N, C, H, W) as the network takes them: pixels (uint8) normalised, floats, which are input already, as
+    they are."""
+    return normalise(images, preprocessing) if images.dtype == torch.uint8 else images
+
+
 def dense(images: torch.Tensor) -> torch.Tensor:
     """Images (N, C, H, W) without gaps in memory, channels-last if they lie so with gaps: themselves, or a copy."""
     if images.is_contiguous() or _lies_channels_last(images):

@@ -12,10 +12,15 @@ from excite.data.batches import BatchMaker
 from excite.data.draws import Indices, balanced, windowed
 from excite.data.encoded import EncodedImages
 from excite.data.epoch import EpochLoader
-from excite.data.images import normalise
+from excite.data.images import as_input
 from excite.data.shards import ShardFiles
 from excite.errors import UsageError
 from excite.preprocessing import Preprocessing
+
+
+def stay_bytes(device: torch.device | str) -> bool:
+    """Whether images have a way to go to the device, and so are brought there before they are normalised."""
+    return torch.device(device).type != "cpu"
 
 
 class Loader(EpochLoader):
@@ -91,7 +96,7 @@ class Loader(EpochLoader):
 
     def ready(self, inputs: torch.Tensor) -> torch.Tensor:
         """Images of a batch, on whatever device they are by now, normalised."""
-        return normalise(inputs, self.preprocessing) if inputs.dtype == torch.uint8 else inputs
+        return as_input(inputs, self.preprocessing)
 
     def identity(self) -> dict[str, Any]:
         """What the batches depend on besides the epoch, in plain values."""

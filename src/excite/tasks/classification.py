@@ -12,6 +12,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from excite.data import ImageData, Loader, Preprocessing, Split
 from excite.data.load import SMALL
+from excite.data.loader import stay_bytes
 from excite.errors import ExciteError, UsageError
 from excite.evaluation_mode import evaluation_mode
 from excite.processes import Processes
@@ -198,10 +199,15 @@ def scoring(evaluation: Callable[[Tensor, Tensor], Evaluation]) -> Scoring:
     ) -> Evaluation:
         size = BATCH if preprocessing.size <= SMALL else BATCH_OF_PHOTOS
         rank, count = processes.rank, processes.count
-        # Bytes until they are on the device.
-        pixels = torch.device(device).type != "cpu"
         batches = Loader(
-            split, preprocessing, size, seed=0, workers=workers, rank=rank, world_size=count, pixels=pixels
+            split,
+            preprocessing,
+            size,
+            seed=0,
+            workers=workers,
+            rank=rank,
+            world_size=count,
+            pixels=stay_bytes(device),
         )
 
         def counted() -> Iterator[ImageBatch]:

@@ -15,6 +15,7 @@ from excite.data.crossmodal import CrossmodalData, is_crossmodal, load_crossmoda
 from excite.data.cube import INDIAN_PINES, is_scene
 from excite.data.denoising import DenoisingData, is_denoising, load_denoising
 from excite.data.hyperspectral import SceneData, load_scene
+from excite.data.loader import stay_bytes
 from excite.data.pairs import PairLoader
 from excite.data.patches import PatchLoader
 from excite.data.remote import CACHE_GB, is_address
@@ -210,11 +211,6 @@ def training_loader(
     loader = _whole_loader(recipe, data, pixels=device is not None and stay_bytes(device))
     loader.divide(lambda maker: Shares(maker, processes.count, processes.rank, recipe.trainer.micro_batch))
     return loader
-
-
-def stay_bytes(device: torch.device) -> bool:
-    """Whether images have a way to go to the device, and so are brought there before they are normalised."""
-    return device.type != "cpu"
 
 
 def _whole_loader(recipe: Recipe, data: AnyData, pixels: bool) -> AnyLoader:

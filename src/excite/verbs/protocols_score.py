@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from excite.data import Loader, Preprocessing, Split
+from excite.data.images import as_input
 from excite.data.load import SMALL
 from excite.data.views import ViewLoader, Views
 from excite.errors import ExciteError
@@ -42,25 +43,16 @@ class MeanOfViews(nn.Module):
     def __init__(self, network: nn.Module, preprocessing: Preprocessing, at_once: int) -> None:
         super().__init__()
         self.network = network
+        self.preprocessing = preprocessing
         self.at_once = at_once
-        std = torch.tensor(preprocessing.std).view(-1, 1, 1)
-        self.register_buffer("scale", 1 / (255 * std), persistent=False)
-        self.register_buffer("shift", -torch.tensor(preprocessing.mean).view(-1, 1, 1) / std, persistent=False)
         self.train(network.training)
 
     def forward(self, views: Tensor) -> Tensor:
         """The logarithms of the mean probabilities, (N, classes), of views (N, views, C, H, W): pixels as uint8, or
         floats that are input already."""
         chunks = torch.split(views.flatten(0, 1), self.at_once)
-        said = torch.cat([self.network(self._input(chunk)).float() for chunk in chunks])
+        said = torch.cat([self.network(as_input(chunk, self.preprocessing)).float() for chunk in chunks])
         return log_mean_softmax(said.view(*views.shape[:2], -1), dim=1)
-
-    def _input(self, views: Tensor) -> Tensor:
-        if views.is_floating_point():
-            return views
-        assert isinstance(self.scale, Tensor)
-        assert isinstance(self.shift, Tensor)
-        return views.float().mul_(self.scale).add_(self.shift)
 
 
 def log_mean_softmax(logits: Tensor, dim: int) -> Tensor:
